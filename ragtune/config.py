@@ -1,0 +1,185 @@
+"""One small validated config per command. `ragtune.toml` and command-line flags fill the same objects.
+
+An unknown key is an error. Paths in the file are relative to the file; what ragtune writes goes below the folder it
+is run in: `indexes/NAME`, `adapters/NAME/ARM`, `runs/NAME`, `reports/NAME`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ragtune.errors import ConfigError
+
+CONFIG_NAME = "ragtune.toml"
+_FIELD_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IndexConfig(_Settings):
+    """`[index]`: how documents become passages and vectors."""
+
+    embedder: str = Field("all-minilm-l6-v2", description="embedded name, local folder or hub id")
+    passage_tokens: int = Field(120, ge=16, le=8192, description="largest passage, in the embedder's tokens")
+    overlap_tokens: int = Field(0, ge=0, description="tokens of whole sentences repeated from the passage before")
+    include: tuple[str, ...] = Field((), description="globs of documents to take; none means all")
+    exclude: tuple[str, ...] = Field((), description="globs of documents to leave out")
+    language: str = Field("english", description="stemming of the keyword index (a Snowball language, or 'none')")
+
+
+class RetrievalConfig(_Settings):
+    """`[retrieval]`: how passages are found and how many go into a prompt."""
+
+    k: int = Field(4, ge=1, le=50, description="passages given to the generator")
+    candidates: int = Field(50, ge=1, description="hits taken from each index before fusion")
+    context_tokens: int = Field(1200, ge=64, description="largest context, in the generator's tokens")
+
+
+class GeneratorConfig(_Settings):
+    """`[generator]`: the base model of every arm."""
+
+    model: str = Field("smollm2-135m-instruct", description="embedded name, local folder or hub id")
+
+
+class TuneConfig(_Settings):
+    """`[tune]`: training rows and optimisation."""
+
+    method: str = Field("auto", description="auto, lora or qlora; see `ragtune methods`")
+    epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of a cosine schedule with warm-up")
+    batch_size: int = Field(8, ge=1, description="rows per optimiser step")
+    rank: int = Field(16, ge=1, description="rank of LoRA's update")
+    alpha: int = Field(32, ge=1, description="LoRA scale: the update is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on LoRA's input")
+    max_tokens: int = Field(1024, ge=64, description="longest training row; longer ones lose distractors, never gold")
+    max_rows_per_task: int | None = Field(None, ge=1, description="training questions taken from each task")
+    share_without_gold: float = Field(0.2, ge=0, le=1, description="share of rows with passages whose gold is left out")
+    without_gold: Literal["recall", "abstain"] = Field("abstain", description="what those rows teach")
+    dequantise: Literal["auto", "once", "each-use"] = Field(
+        "auto", description="qlora: keep NF4 weights unpacked or packed"
+    )
+    save_steps: int = Field(50, ge=1, description="optimiser steps between checkpoints")
+    seed: int = Field(17, ge=0)
+
+
+class EvaluateConfig(_Settings):
+    """`[evaluate]`: which questions, which arms, how much honest effort for prompting."""
+
+    arms: tuple[str, ...] = Field((), description="arms to measure; none means all that can be")
+    questions_per_task: int | None = Field(
+        None, ge=1, description="test questions taken from each task; none means all"
+    )
+    dev_questions: int = Field(24, ge=0, description="dev questions for choosing instructions and examples")
+    shots: int = Field(4, ge=1, le=32, description="examples in the few-shot arms")
+    example_sets: int = Field(3, ge=1, description="seeded draws of few-shot examples that compete on dev")
+    margin: float = Field(0.02, ge=0, lt=1, description="a cheaper arm this close to the best is as good")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of intervals and of the set of best arms")
+    seed: int = Field(17, ge=0)
+
+
+class PricesConfig(_Settings):
+    """`[prices]`: what an answer costs, in any one currency. The defaults weigh an output token as four of a prompt."""
+
+    currency: str = Field("units", description="name shown in the report")
+    prompt: float = Field(0.05, ge=0, description="per 1,000 prompt tokens")
+    output: float = Field(0.20, ge=0, description="per 1,000 output tokens")
+    training: float = Field(0.15, ge=0, description="per 1,000 trained tokens (forward and backward)")
+    questions: int = Field(1_000, ge=1, description="questions over which training is paid off")
+
+
+class TaskConfig(_Settings):
+    """`[tasks.NAME]`: a question file and how its answers are judged."""
+
+    questions: str = Field(description="JSONL file, relative to the config file")
+    instruction: str | tuple[str, ...] = Field(description="what to do; several variants compete on dev")
+    format: Literal["short", "label", "json", "text"] = "short"
+    metric: str = Field("", description="primary metric; by default the one that fits the format")
+    labels: tuple[str, ...] = Field((), description="allowed labels; by default those of the training questions")
+    max_answer_tokens: int = Field(32, ge=1, le=4096)
+    shared_documents: bool = Field(False, description="evidence may serve several splits (rules, not facts)")
+
+
+class ProjectConfig(_Settings):
+    """A whole `ragtune.toml`. `root` is the folder that its paths start from."""
+
+    name: str = Field(pattern=_FIELD_NAME, description="names the folders that are written")
+    documents: str = Field("documents", description="folder of documents, relative to this file")
+    default_task: str = Field("", description="task of a question that the router is unsure about")
+    index: IndexConfig = IndexConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    tune: TuneConfig = TuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    prices: PricesConfig = PricesConfig()
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict)
+    root: Path = Field(Path(), exclude=True)
+
+    @model_validator(mode="after")
+    def _default_task_exists(self) -> ProjectConfig:
+        if self.default_task and self.default_task not in self.tasks:
+            known = ", ".join(self.tasks) or "none"
+            raise ValueError(f"default_task {self.default_task!r} is not a task; tasks are: {known}")
+        return self
+
+    @property
+    def documents_path(self) -> Path:
+        """The folder of documents."""
+        return self.root / self.documents
+
+    def place(self, kind: Literal["indexes", "adapters", "runs", "reports"]) -> Path:
+        """Where this project's folders of one kind are written, below the working folder."""
+        return Path(kind) / self.name
+
+
+DEFAULT_METRICS = {"short": "token_f1", "label": "accuracy", "json": "field_match", "text": "rouge_l"}
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> ProjectConfig:
+    """Read a `ragtune.toml` and lay command-line values (`{"tune.epochs": 2}`) over it; None means not given.
+
+    Raises: ConfigError naming file, key, what came and what was expected.
+    """
+    if path.is_dir():
+        path = path / CONFIG_NAME
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path}; write one with: ragtune init DOCS, or name one with --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            section, _, name = key.rpartition(".")
+            table = values.setdefault(section, {}) if section else values
+            table[name] = value
+    return build_config(values, path)
+
+
+def build_config(values: dict[str, Any], path: Path) -> ProjectConfig:
+    """Validate settings; `path` is the file they came from, named in errors and the start of relative paths.
+
+    Raises: ConfigError listing each wrong key.
+    """
+    if "root" in values:
+        raise ConfigError(f"{path}: unknown key root")
+    try:
+        return ProjectConfig.model_validate({**values, "root": path.parent})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        section = ProjectConfig.model_fields
+        return f"unknown key {key} (top-level keys: {', '.join(name for name in section if name != 'root')})"
+    if item["type"] == "missing":
+        return f"key {key} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key} = {item['input']!r}: {message}" if key else message

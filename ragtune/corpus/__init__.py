@@ -1,0 +1,1 @@
+"""Folders and question files in; documents, passages, located questions and a report on what is wrong with them out."""

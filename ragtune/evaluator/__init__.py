@@ -1,0 +1,1 @@
+"""Answers -> scores -> paired comparisons -> a verdict per task. Runs without torch."""

@@ -1,0 +1,1 @@
+"""Rows in, adapter out; messages in, replies out. The only stage besides the embedder that loads torch."""

@@ -1,0 +1,283 @@
+"""Messages -> replies with a local transformers model: length-sorted batches, one pass over shared beginnings.
+
+One numeric path serves all arms: greedy decoding in bf16 where the machine multiplies bf16 natively, else in fp32.
+In fp32 batching and prefix reuse leave every answer as it is; in bf16 some answers move with the batch's shape, so
+the evaluator records the dtype and lets all arms share the path.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StoppingCriteriaList, TextIteratorStreamer
+
+from ragtune import store
+from ragtune.errors import ModelError
+from ragtune.generator.machine import best_dtype, device
+from ragtune.generator.methods import attach_adapter
+from ragtune.generator.quiet import calm_libraries
+from ragtune.types import Message, Reply
+
+_BATCH_TOKENS = 12_000
+_SHARED_PREFIX_MINIMUM = 24
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises: ModelError when it has no chat template or no end-of-turn token.
+    """
+    with calm_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise ModelError(f"{folder}: the tokenizer has no chat template; use an instruction-tuned model")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{folder}: the tokenizer names no end-of-turn token (eos_token)")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    return tokenizer
+
+
+def load_weights(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal language model of a folder, in eval mode, on the best device."""
+    with calm_libraries():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    return model.to(device()).eval()
+
+
+@dataclass(frozen=True)
+class LocalGenerator:
+    """A transformers model at work; `ragtune.types.Generator`. Make one with `from_folder`."""
+
+    name: str
+    fingerprint: str
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def from_folder(cls, folder: Path, name: str, base_fingerprint: str, adapter: Path | None = None) -> LocalGenerator:
+        """Load base weights and, when given, an adapter on top, in the numerics it was trained in.
+
+        The generator's own fingerprint covers base, adapter and dtype: all that decides its answers.
+
+        Raises: MismatchError when the adapter was trained on another base; StoreError when it is damaged.
+        """
+        tokenizer = load_tokenizer(folder)
+        model = load_weights(folder, best_dtype())
+        parts = [base_fingerprint, str(model.dtype)]
+        if adapter is not None:
+            model = attach_adapter(model, adapter, base_fingerprint)
+            parts.append(store.sha256_of_json(store.read_manifest(adapter, "adapter")["files"]))
+        return cls(name, store.sha256_of_text(*parts), model, tokenizer)
+
+    @property
+    def dtype(self) -> str:
+        """The numbers it computes with, e.g. `bfloat16`."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text without special tokens."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode(self, prompt: Sequence[Message]) -> list[int]:
+        """Token ids of a chat, ending where the assistant is to begin."""
+        chat = [{"role": m.role, "content": m.content} for m in prompt]
+        ids: list[int] = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        return ids
+
+    def generate(self, prompts: Sequence[Sequence[Message]], max_new_tokens: int) -> list[Reply]:
+        """Greedy answers, one for each prompt, in the same order.
+
+        Raises: ModelError when a prompt leaves no room for the answer in the model's context.
+        """
+        encoded = [self.encode(prompt) for prompt in prompts]
+        self._check_lengths(encoded, max_new_tokens)
+        replies: dict[int, Reply] = {}
+        shared, cache = self._shared_prefix(encoded)
+        for batch in _batches([len(ids) + max_new_tokens for ids in encoded]):
+            started = time.perf_counter()
+            outputs = self._decode([encoded[i] for i in batch], shared, cache, max_new_tokens)
+            seconds = (time.perf_counter() - started) / len(batch)
+            for i, ids in zip(batch, outputs, strict=True):
+                text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                replies[i] = Reply(text, len(encoded[i]), len(ids), seconds)
+        return [replies[i] for i in range(len(prompts))]
+
+    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str]) -> list[Reply]:
+        """The most likely of the allowed labels: log p(label tokens, end of turn | prompt), one pass per prompt.
+
+        Raises: ModelError when there is no label.
+        """
+        if not labels:
+            raise ModelError("cannot choose a label: the task has none")
+        encoded = [self.encode(prompt) for prompt in prompts]
+        endings = [self._label_ids(label) for label in labels]
+        longest = max(map(len, endings))
+        self._check_lengths(encoded, longest)
+        replies: dict[int, Reply] = {}
+        shared, cache = self._shared_prefix(encoded)
+        for batch in _batches([(len(ids) + longest) * max(1, len(labels) // 4) for ids in encoded]):
+            started = time.perf_counter()
+            scores = self._score_endings([encoded[i] for i in batch], shared, cache, endings)
+            seconds = (time.perf_counter() - started) / len(batch)
+            for i, row in zip(batch, scores.tolist(), strict=True):
+                best = max(range(len(labels)), key=row.__getitem__)
+                by_label = dict(zip(labels, row, strict=True))
+                replies[i] = Reply(labels[best], len(encoded[i]), len(endings[best]), seconds, by_label)
+        return [replies[i] for i in range(len(prompts))]
+
+    def stream(self, prompt: Sequence[Message], max_new_tokens: int) -> Iterator[str]:
+        """The greedy answer to one prompt, piece by piece as it is decoded."""
+        ids = self.encode(prompt)
+        self._check_lengths([ids], max_new_tokens)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        inputs = torch.tensor([ids], device=self.model.device)
+        left = threading.Event()
+        stop = StoppingCriteriaList(
+            [lambda ids, scores, **_: torch.full((len(ids),), left.is_set(), device=ids.device)]
+        )
+        arguments = dict(self._decoding(max_new_tokens), streamer=streamer, attention_mask=torch.ones_like(inputs))
+        failure: list[Exception] = []
+
+        def work() -> None:
+            try:
+                self.model.generate(inputs, stopping_criteria=stop, **arguments)
+            except Exception as error:  # handed to the reader's thread below, where it is raised
+                failure.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:
+            left.set()  # a reader that leaves early must not keep the model busy
+            thread.join()
+        if failure:
+            raise failure[0]
+
+    def _decoding(self, max_new_tokens: int) -> dict[str, Any]:
+        return {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+
+    def _check_lengths(self, encoded: Sequence[Sequence[int]], room: int) -> None:
+        limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 1_000_000)
+        longest = max(map(len, encoded), default=0)
+        if longest + room > limit:
+            raise ModelError(
+                f"a prompt of {longest} tokens leaves no room for {room} answer tokens in {self.name}'s context of "
+                f"{limit}; use fewer or shorter passages"
+            )
+
+    def _label_ids(self, label: str) -> list[int]:
+        ids: list[int] = self.tokenizer(label, add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
+
+    @torch.inference_mode()
+    def _shared_prefix(self, encoded: Sequence[Sequence[int]]) -> tuple[int, Any]:
+        """Length and key/value cache of the beginning that all prompts share; (0, None) when it is not worth it."""
+        length = _common_prefix(encoded)
+        if len(encoded) < 2 or length < _SHARED_PREFIX_MINIMUM:
+            return 0, None
+        ids = torch.tensor([list(encoded[0][:length])], device=self.model.device)
+        cache = DynamicCache(config=self.model.config)
+        self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return length, cache
+
+    def _padded(self, rows: Sequence[Sequence[int]], shared: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask (batch, width): the shared beginning, then padding, then each row's own end."""
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            own = list(row[shared:])
+            ids[i, :shared] = torch.tensor(row[:shared], dtype=torch.long)
+            ids[i, width - len(own) :] = torch.tensor(own, dtype=torch.long)
+            mask[i, :shared] = 1
+            mask[i, width - len(own) :] = 1
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    @torch.inference_mode()
+    def _decode(self, rows: Sequence[Sequence[int]], shared: int, cache: Any, max_new_tokens: int) -> list[list[int]]:
+        ids, mask = self._padded(rows, shared)
+        arguments = self._decoding(max_new_tokens)
+        if cache is not None:
+            arguments["past_key_values"] = _repeat(cache, len(rows))
+        output = self.model.generate(ids, attention_mask=mask, **arguments)
+        return [_until_end(row, self.tokenizer.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
+
+    @torch.inference_mode()
+    def _score_endings(
+        self, rows: Sequence[Sequence[int]], shared: int, cache: Any, endings: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Log-probability (nats) of each ending after each row: (rows, endings)."""
+        ids, mask = self._padded(rows, shared)
+        past = _repeat(cache, len(rows)) if cache is not None else DynamicCache(config=self.model.config)
+        positions = mask.cumsum(-1).sub(1).clamp(min=0)
+        first = self.model(
+            input_ids=ids[:, shared:],
+            attention_mask=mask,
+            position_ids=positions[:, shared:],
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        past.batch_repeat_interleave(len(endings))
+        width = max(map(len, endings))
+        tails = torch.full((len(endings), width), self.tokenizer.pad_token_id)
+        real = torch.zeros((len(endings), width), dtype=torch.bool)
+        for i, ending in enumerate(endings):
+            tails[i, : len(ending)] = torch.tensor(ending)
+            real[i, : len(ending)] = True
+        tails, real = (t.to(ids.device).repeat(len(rows), 1) for t in (tails, real))
+        steps = torch.arange(width, device=ids.device)
+        rest = self.model(
+            input_ids=tails,
+            attention_mask=torch.cat([mask.repeat_interleave(len(endings), 0), real.long()], 1),
+            position_ids=mask.sum(-1).repeat_interleave(len(endings))[:, None] + steps,
+            past_key_values=past,
+            use_cache=True,
+        ).logits
+        logits = torch.cat([first.repeat_interleave(len(endings), 0)[:, None], rest[:, :-1]], 1).float()
+        logp = torch.log_softmax(logits, -1).gather(-1, tails[..., None])[..., 0]
+        return (logp * real).sum(-1).reshape(len(rows), len(endings)).cpu()
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices grouped by similar length, longest first, each group within the token limit when padded."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    start = 0
+    while start < len(order):
+        size = max(1, _BATCH_TOKENS // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def _common_prefix(encoded: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts share at their beginning, one short of the shortest so that each keeps an end."""
+    if not encoded:
+        return 0
+    low, high = min(map(list, encoded)), max(map(list, encoded))
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return min(length, min(map(len, encoded)) - 1)
+
+
+def _repeat(cache: Any, times: int) -> Any:
+    repeated = copy.deepcopy(cache)
+    repeated.batch_repeat_interleave(times)
+    return repeated
+
+
+def _until_end(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids

@@ -1,0 +1,49 @@
+"""What this machine can do for a model: looked at, never assumed."""
+
+from __future__ import annotations
+
+import torch
+
+from ragtune.generator.quiet import calm_libraries
+
+
+def best_dtype() -> torch.dtype:
+    """Bf16 where it is fast (CUDA, or a CPU with AMX or AVX512-BF16), else fp32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def device() -> torch.device:
+    """The first CUDA device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gpu_name() -> str | None:
+    """The first GPU's name; None without one."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def cpu_features() -> tuple[str, ...]:
+    """The vector extensions that matter here, strongest first."""
+    features = {
+        "AMX": torch.cpu._is_amx_tile_supported(),
+        "AVX512-BF16": torch.cpu._is_avx512_bf16_supported(),
+        "AVX512": torch.cpu._is_avx512_supported(),
+        "AVX2": torch.cpu._is_avx2_supported(),
+    }
+    return tuple(name for name, there in features.items() if there)
+
+
+def nf4_error() -> float:
+    """Largest error of rounding [-1, 1] to NF4 and back: the proof that the 4-bit backend works here.
+
+    Raises: RuntimeError or NotImplementedError, from bitsandbytes, when it does not.
+    """
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = torch.linspace(-1, 1, 64 * 64, device=device()).reshape(64, 64)
+    with calm_libraries():
+        packed, state = quantize_4bit(weight, quant_type="nf4")
+        return float((dequantize_4bit(packed, state) - weight).abs().max())

@@ -1,0 +1,222 @@
+"""All arms answer the same questions: prompt choices on dev, answers on test, one scored row per question and arm.
+
+Every answer is kept in an append-only log under the hash of what was asked of which weights, so a run that is killed
+goes on where it stopped, and a run with one more arm asks only that arm's questions.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+
+from ragtune import store
+from ragtune.assistant import Assistant
+from ragtune.config import EvaluateConfig, RetrievalConfig
+from ragtune.evaluator.score import score_answer
+from ragtune.prompting.strategies import Example
+from ragtune.types import Arm, Generator, Hit, Message, Passage, Question, Reply, Row, Task
+
+_CHUNK = 64
+_EXAMPLE_PASSAGES = 2
+
+Logged = tuple[Reply, str | None]
+"""A reply and, for label tasks, the text that the model writes freely."""
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is being answered, questions done, questions in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What was chosen on dev for one task. `dev_scores` holds each candidate's mean, for the report."""
+
+    instruction: str
+    instruction_with_passages: str
+    example_ids: tuple[str, ...]
+    dev_scores: Mapping[str, float]
+
+    def instruction_for(self, arm: Arm, task: Task) -> str:
+        """The instruction an arm is given: tuned weights get the one they were trained with."""
+        if arm.weights != "base":
+            return task.instructions[0]
+        return self.instruction if arm.passages == "none" else self.instruction_with_passages
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share: the answer log, what retrieval found, and gold passages, by question id."""
+
+    log: AnswerLog
+    hits: Mapping[str, tuple[Hit, ...]]
+    gold: Mapping[str, tuple[Passage, ...]]
+    retrieval: RetrievalConfig
+    config: EvaluateConfig
+    report: Report
+
+
+class AnswerLog:
+    """Replies by the hash of their request; survives a kill at any point."""
+
+    def __init__(self, log: store.JsonlLog) -> None:
+        self._log = log
+        self._replies = {row["key"]: (Reply(**row["reply"]), row["free_text"]) for row in log.rows()}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._replies
+
+    def __getitem__(self, key: str) -> Logged:
+        return self._replies[key]
+
+    def add(self, replies: Mapping[str, Logged]) -> None:
+        """Log replies, synced to the disk before this returns."""
+        self._replies.update(replies)
+        self._log.append(
+            {"key": key, "reply": asdict(reply), "free_text": text} for key, (reply, text) in replies.items()
+        )
+
+
+def choose_on_dev(task: Task, generator: Generator, bench: Bench) -> Choices:
+    """Instruction variants and few-shot examples that do best on dev, for the prompting arms.
+
+    Fairness: tuning fits itself to the task, so prompting gets its effort too, on questions that the test never sees.
+    """
+    dev = sample(task.split("dev"), bench.config.dev_questions, bench.config.seed)
+    scores: dict[str, float] = {}
+
+    def best(candidates: Sequence[tuple[str, Assistant]]) -> int:
+        if len(candidates) == 1 or not dev:
+            return 0
+        means = []
+        for label, assistant in candidates:
+            rows = ask_all(assistant, dev, bench, f"{task.name}: choosing {label}")
+            means.append(fmean(row.score or 0.0 for row in rows))
+            scores[label] = means[-1]
+        return max(range(len(means)), key=means.__getitem__)
+
+    def assistants(arm: Arm, what: str) -> list[tuple[str, Assistant]]:
+        made = (build_assistant(arm, task, text, (), generator, bench) for text in task.instructions)
+        return [(f"{what} {i}", assistant) for i, assistant in enumerate(made, 1)]
+
+    plain = Arm("dev", few_shot=False, passages="none", weights="base")
+    instruction = task.instructions[best(assistants(plain, "instruction"))]
+    with_passages = task.instructions[
+        best(assistants(replace(plain, passages="retrieved"), "instruction with passages"))
+    ]
+    draws = [draw_examples(task, bench.config.shots, bench.config.seed + i) for i in range(bench.config.example_sets)]
+    few_shot = replace(plain, few_shot=True)
+    sets = [
+        (f"examples {i}", build_assistant(few_shot, task, instruction, draw, generator, bench))
+        for i, draw in enumerate(draws, 1)
+    ]
+    examples = draws[best(sets)]
+    return Choices(instruction, with_passages, tuple(q.id for q in examples), scores)
+
+
+def draw_examples(task: Task, shots: int, seed: int) -> tuple[Question, ...]:
+    """Seeded few-shot examples from train: spread over labels; one unanswerable where the task has such questions."""
+    rng = random.Random(f"{task.name}/{seed}")
+    pool = list(task.split("train"))
+    rng.shuffle(pool)
+    groups: dict[str, list[Question]] = {}
+    for question in pool:
+        kind = question.answers[0] if task.format == "label" else str(question.answerable)
+        groups.setdefault(kind, []).append(question)
+    if task.format == "label":
+        ordered = [group[i] for i in range(len(pool)) for group in groups.values() if i < len(group)]
+    else:
+        ordered = groups.get("True", [])[: max(1, shots - 1)] + groups.get("False", [])[:1]
+        ordered += [q for q in pool if q not in ordered]
+    chosen = ordered[:shots]
+    rng.shuffle(chosen)
+    return tuple(chosen)
+
+
+def build_assistant(
+    arm: Arm, task: Task, instruction: str, examples: Sequence[Question], generator: Generator, bench: Bench
+) -> Assistant:
+    """An arm on a task; its examples carry passages when the arm does."""
+    shown = examples if arm.few_shot else ()
+    worked = tuple(
+        Example(
+            q, example_passages(bench.gold.get(q.id, ()), bench.hits.get(q.id, ())) if arm.passages != "none" else ()
+        )
+        for q in shown
+    )
+    return Assistant(arm, task, instruction, generator, worked, bench.retrieval.context_tokens)
+
+
+def example_passages(gold: Sequence[Passage], hits: Sequence[Hit]) -> tuple[Passage, ...]:
+    """Two passages for a worked example: gold ones first, then hits; ordered by id so that gold has no fixed place."""
+    others = [hit.passage for hit in hits if hit.passage not in gold]
+    return tuple(sorted([*gold, *others][:_EXAMPLE_PASSAGES], key=lambda p: p.id))
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A question as one arm asks it; `key` is the hash of all that decides the reply."""
+
+    question: Question
+    prompt: tuple[Message, ...]
+    hits: tuple[Hit, ...]
+    key: str
+
+    @property
+    def length(self) -> int:
+        return sum(len(message.content) for message in self.prompt)
+
+
+def _request(assistant: Assistant, question: Question, bench: Bench) -> _Request:
+    prompt, used = assistant.prepare(question.text, arm_hits(assistant.arm, question, bench))
+    task = assistant.task
+    allowed = list(task.labels) if task.format == "label" else []
+    asked = [assistant.generator.fingerprint, [asdict(m) for m in prompt], allowed, task.max_answer_tokens]
+    return _Request(question, prompt, used, store.sha256_of_json(asked))
+
+
+def ask_all(assistant: Assistant, questions: Sequence[Question], bench: Bench, label: str) -> list[Row]:
+    """One scored row per question, in order; what the log already holds is not asked again."""
+    requests = [_request(assistant, question, bench) for question in questions]
+    missing = sorted((r for r in requests if r.key not in bench.log), key=lambda r: -r.length)
+    done = len(requests) - len(missing)
+    bench.report(label, done, len(requests))
+    for start in range(0, len(missing), _CHUNK):
+        chunk = missing[start : start + _CHUNK]
+        bench.log.add(_answer_chunk(assistant, chunk))
+        done += len(chunk)
+        bench.report(label, done, len(requests))
+    return [_row(assistant, request, bench.log) for request in requests]
+
+
+def _answer_chunk(assistant: Assistant, chunk: Sequence[_Request]) -> dict[str, Logged]:
+    prompts = [request.prompt for request in chunk]
+    replies = assistant.reply(prompts)
+    free: list[str | None] = [None] * len(chunk)
+    if assistant.task.format == "label":
+        # Labels are chosen by likelihood; what the model would have written on its own shows format failures.
+        free = [r.text for r in assistant.generator.generate(prompts, assistant.task.max_answer_tokens)]
+    return {r.key: (reply, text) for r, reply, text in zip(chunk, replies, free, strict=True)}
+
+
+def _row(assistant: Assistant, request: _Request, log: AnswerLog) -> Row:
+    reply, free_text = log[request.key]
+    answer = assistant.read(request.question.text, request.hits, reply)
+    return score_answer(request.question, assistant.task, answer, free_text=free_text)
+
+
+def arm_hits(arm: Arm, question: Question, bench: Bench) -> tuple[Hit, ...]:
+    """The passages an arm is given: what was retrieved, or the gold ones (retrieved ones where no answer exists)."""
+    if arm.passages == "none":
+        return ()
+    if arm.passages == "gold" and question.answerable:
+        return tuple(Hit(p, 1.0, rank) for rank, p in enumerate(bench.gold.get(question.id, ()), 1))
+    return bench.hits.get(question.id, ())
+
+
+def sample(questions: Sequence[Question], most: int | None, seed: int) -> tuple[Question, ...]:
+    """At most `most` questions, drawn by seed, in file order; a random sample, never the first ones."""
+    if most is None or most >= len(questions):
+        return tuple(questions)
+    chosen = set(random.Random(seed).sample(range(len(questions)), most))
+    return tuple(q for i, q in enumerate(questions) if i in chosen)

@@ -1,0 +1,261 @@
+"""READ FIRST: the whole of ragtune as short functions over the stages; also the Python API.
+
+    project = ragtune.load_config("corpora/harbourline")
+    ragtune.index(project)                        # documents -> passages -> vectors and keywords
+    ragtune.ask(project, "Can I bring a kayak?")  # an answer with citations, before anything is tuned
+    ragtune.tune(project, arm="tune")             # closed-book adapter
+    ragtune.tune(project, arm="raft")             # adapter that learned to read retrieved passages
+    run = ragtune.evaluate(project)               # every arm on the same questions -> a verdict per task
+    ragtune.report(project)                       # HTML, Markdown, JSON
+    ragtune.ask(project, "Can I bring a kayak?")  # now answered by the arm that won its task
+
+Finished work is reused when its manifest matches; unfinished work is continued.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ragtune
+from ragtune import store
+from ragtune.config import ProjectConfig
+from ragtune.errors import ConfigError, InputError, StoreError
+from ragtune.session import TUNED, Session
+from ragtune.types import Answer, Hit, Weights
+
+if TYPE_CHECKING:
+    from ragtune.corpus.check import CheckReport
+    from ragtune.corpus.load import Skipped
+    from ragtune.generator.lint import LintFinding
+    from ragtune.generator.train import Progress
+    from ragtune.runs import Run
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a caller wants to see of long work. All do nothing by default."""
+
+    say: Callable[[str], None] = lambda _: None
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    training: Callable[[Progress], None] = lambda _: None
+
+
+_QUIET = Watch()
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """What `index` did. `reused`: the folder was already made from exactly these documents and settings."""
+
+    folder: Path
+    documents: int
+    passages: int
+    skipped: tuple[Skipped, ...]
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What `tune` did. `losses` are nats per answer token, one per optimiser step."""
+
+    folder: Path
+    rows: int
+    findings: tuple[LintFinding, ...]
+    losses: tuple[float, ...]
+    why_method: str
+    reused: bool
+
+
+def index(project: ProjectConfig, strict: bool = False, watch: Watch = _QUIET) -> Indexed:
+    """Read, split and embed the project's documents into `indexes/NAME`.
+
+    Raises: InputError when there is nothing to read (or, with `strict`, when a file cannot be); StoreError when the
+    folder cannot be written; BusyError when another process is writing it.
+    """
+    from ragtune.corpus.load import load_documents
+    from ragtune.corpus.split import split_document
+    from ragtune.retriever.retrieve import build_index
+
+    session = Session(project, watch.say)
+    config = project.index
+    watch.say(f"reading {project.documents_path}")
+    loaded = load_documents(project.documents_path, strict=strict, include=config.include, exclude=config.exclude)
+    embedder = session.embedder
+    target = project.place("indexes")
+    inputs = {
+        "documents": {d.id: d.sha256 for d in loaded.documents},
+        "embedder": embedder.fingerprint,
+        "config": config.model_dump(mode="json"),
+    }
+    if store.is_current(target, "index", inputs):
+        passages = int(store.read_manifest(target, "index")["passages"])
+        return Indexed(target, len(loaded.documents), passages, loaded.skipped, reused=True)
+    limit = min(config.passage_tokens, embedder.max_tokens - embedder.count_tokens([""])[0])
+    split = [
+        passage
+        for document in loaded.documents
+        for passage in split_document(document, embedder.token_offsets, limit, config.overlap_tokens)
+    ]
+
+    def report(done: int, total: int) -> None:
+        watch.progress("embedding passages", done, total)
+
+    build_index(target, loaded.documents, split, embedder, config, inputs, report)
+    return Indexed(target, len(loaded.documents), len(split), loaded.skipped, reused=False)
+
+
+def search(project: ProjectConfig, query: str, k: int | None = None) -> tuple[Hit, ...]:
+    """The k passages that fit a query best.
+
+    Raises: InputError for an empty query; StoreError without an index.
+    """
+    return Session(project).retriever.search([query], k)[0]
+
+
+def ask(project: ProjectConfig, question: str, arm: str | None = None, task: str | None = None) -> Answer:
+    """Answer a question over the project's documents.
+
+    Without `arm` the decision's arm for the question's task is used; without a decision, `retrieve`.
+
+    Raises: InputError for an empty question; ConfigError for an unknown arm or task; StoreError without an index.
+    """
+    return ask_session(Session(project), question, arm, task)[0]
+
+
+def ask_session(
+    session: Session,
+    question: str,
+    arm: str | None = None,
+    task: str | None = None,
+    show: Callable[[str], None] | None = None,
+) -> tuple[Answer, str]:
+    """`ask` within an opened session; returns the answer and why this arm. `show` gets the text as it is decoded."""
+    if not question.strip():
+        raise InputError("the question is empty; ask something")
+    assistant, reason = session.choose(question, arm, task)
+    if assistant.arm.passages == "gold":
+        raise ConfigError("the oracle arm needs gold evidence, which only test questions have; choose another arm")
+    hits = session.retriever.search([question])[0] if assistant.arm.passages == "retrieved" else ()
+    if show is not None:
+        return assistant.stream(question, hits, show), reason
+    return assistant.answer(question, hits), reason
+
+
+def check(project: ProjectConfig) -> CheckReport:
+    """Check the project's question files against its documents: spans, splits, labels, duplicates.
+
+    Raises: QuestionError for a line that cannot be read; InputError for documents that cannot.
+    """
+    from ragtune.corpus.check import check_corpus
+    from ragtune.corpus.load import load_documents
+
+    config = project.index
+    loaded = load_documents(project.documents_path, include=config.include, exclude=config.exclude)
+    texts = {d.id: d.text for d in loaded.documents}
+    shared = frozenset(name for name, task in project.tasks.items() if task.shared_documents)
+    return check_corpus(Session(project).tasks, texts, shared)
+
+
+def tune(
+    project: ProjectConfig,
+    arm: str = "raft",
+    only: Sequence[str] = (),
+    resume: bool = False,
+    watch: Watch = _QUIET,
+) -> Tuned:
+    """Train the adapter of an arm (`tune`: without passages, `raft`: with) into `adapters/NAME/ARM`.
+
+    `resume` continues an interrupted run from its newest whole checkpoint, if there is one.
+
+    Raises: TrainingError when lint finds errors, naming the rows; MismatchError when `resume` finds a run with other
+    inputs; StoreError when the disk is full or read-only.
+    """
+    from ragtune import tuning
+    from ragtune.generator.methods import choose_method
+    from ragtune.generator.train import prepare_work_folder
+
+    weights = _tunable(arm)
+    session = Session(project, watch.say)
+    watch.say("building training rows")
+    rows = tuning.training_rows(session, weights, only)
+    method, why = choose_method(project.tune.method)
+    target = session.adapter(weights)
+    inputs = {
+        "rows": store.sha256_of_json([row.to_json() for row in rows]),
+        "base": session.base[1],
+        "index": session.index.fingerprint,
+        "config": project.tune.model_dump(mode="json"),
+        "method": method.name,
+    }
+    if store.is_current(target, "adapter", inputs):
+        manifest = store.read_manifest(target, "adapter")
+        return Tuned(target, len(rows), (), tuple(manifest["losses"]), why, reused=True)
+    findings = tuning.lint_rows(session, rows)
+    work = target.with_name(f".{weights}.training")
+    with store.locked(work):
+        prepare_work_folder(work, inputs, resume)
+        losses = tuning.train_into(target, session, rows, (method, inputs, work), watch.training)
+        shutil.rmtree(work, ignore_errors=True)
+    return Tuned(target, len(rows), findings, losses, why, reused=False)
+
+
+def _tunable(arm: str) -> Weights:
+    for weights in TUNED:
+        if arm == weights:
+            return weights
+    raise ConfigError(f"arm {arm!r} has no adapter of its own; expected one of: {', '.join(TUNED)}")
+
+
+def evaluate(project: ProjectConfig, only: Sequence[str] = (), watch: Watch = _QUIET) -> Run:
+    """Ask every arm the same test questions and decide per task; writes `runs/NAME`.
+
+    Answers already given are kept in `runs/NAME.answers.jsonl` and never asked again.
+
+    Raises: ConfigError for an unknown arm or task, or an arm whose adapter is missing; StoreError for a damaged index
+    or adapter.
+    """
+    from ragtune import runs
+
+    session = Session(project, watch.say)
+    for name in only:
+        session.task(name)
+    tasks = [t for t in session.located_tasks if t.split("test") and (not only or t.name in only)]
+    if not tasks:
+        raise InputError("there are no test questions; add tasks with a test split to ragtune.toml")
+    arms = runs.arms_to_measure(session)
+    inputs = runs.run_inputs(session, tasks, arms)
+    target = project.place("runs")
+    if store.is_current(target, "run", inputs):
+        return runs.load_run(target, reused=True)
+    started = time.perf_counter()
+    with store.locked(target.with_name(f"{target.name}.answers")):
+        choices, rows = runs.measure_all(session, tasks, arms, runs.open_bench(session, tasks, watch.progress))
+    verdicts = runs.decide_all(session, tasks, arms, rows)
+    seconds = time.perf_counter() - started
+    manifest = {"kind": "run", "inputs": inputs, **runs.describe(session, arms, choices, seconds)}
+    runs.write_run(target, session, tasks, (verdicts, rows, choices), manifest)
+    return runs.load_run(target, reused=False)
+
+
+def report(project: ProjectConfig) -> Path:
+    """Write the finished run as `reports/NAME/report.html`, `.md` and `.json`; returns the HTML file.
+
+    Raises: StoreError when there is no finished run, or it is damaged.
+    """
+    from ragtune import runs
+    from ragtune.evaluator.report.render import write_report
+
+    source, target = project.place("runs"), project.place("reports")
+    if not source.exists():
+        raise StoreError(f"there is no finished run at {source}; make one with: ragtune evaluate")
+    data = runs.report_data(source, project)
+    inputs = {"run": store.read_manifest(source, "run")["files"], "ragtune": ragtune.__version__}
+    if not store.is_current(target, "report", inputs):
+        with store.atomic_folder(target, {"kind": "report", "inputs": inputs}) as building:
+            write_report(data, building)
+    return target / "report.html"

@@ -1,0 +1,1 @@
+"""Question (+ passages, + examples) in, messages out; and reading an answer back: citations, refusals."""

@@ -1,0 +1,189 @@
+"""An opened project: its documents, index, models, adapters and decision, each loaded when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ragtune.assistant import OPEN_TASK, Assistant, Decision, Router, get_arm
+from ragtune.config import DEFAULT_METRICS, ProjectConfig, TaskConfig
+from ragtune.corpus.questions import load_task, locate_evidence
+from ragtune.errors import ConfigError, StoreError
+from ragtune.prompting.strategies import Example
+from ragtune.types import Arm, Embedder, Generator, Passage, Question, Task, Weights
+
+if TYPE_CHECKING:
+    from ragtune.retriever.retrieve import Index, Retriever
+
+TUNED: tuple[Weights, ...] = ("tune", "raft")
+
+
+@dataclass
+class Session:
+    """A project at work. `say` is told of work that takes seconds."""
+
+    project: ProjectConfig
+    say: Callable[[str], None] = lambda _: None
+    _generators: dict[Weights, Generator] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """The project's tasks as their files state them; evidence not yet located.
+
+        Raises: QuestionError naming file and line; ConfigError for a missing file.
+        """
+        return tuple(_load_task(self.project, name, task) for name, task in self.project.tasks.items())
+
+    @cached_property
+    def located_tasks(self) -> tuple[Task, ...]:
+        """The tasks with evidence resolved to offsets in the indexed documents."""
+        texts = {document.id: document.text for document in self.index.documents.values()}
+        return tuple(replace(task, questions=locate_evidence(task.questions, texts)) for task in self.tasks)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder that `[index]` names."""
+        from ragtune.generator import models
+        from ragtune.retriever.embed import SentenceEmbedder
+
+        folder = models.resolve(self.project.index.embedder, self.say)
+        return SentenceEmbedder.from_folder(folder, self.project.index.embedder, models.fingerprint(folder))
+
+    @cached_property
+    def index(self) -> Index:
+        """The project's index, its hashes checked."""
+        from ragtune.retriever.retrieve import open_index
+
+        folder = self.project.place("indexes")
+        if not folder.exists():
+            raise StoreError(f"there is no index at {folder}; make one with: ragtune index")
+        return open_index(folder)
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """The index with its embedder."""
+        from ragtune.retriever.retrieve import Retriever
+
+        return Retriever(self.index, self.embedder, self.project.retrieval)
+
+    @cached_property
+    def base(self) -> tuple[Path, str]:
+        """Folder and fingerprint of the base model."""
+        from ragtune.generator import models
+
+        folder = models.resolve(self.project.generator.model, self.say)
+        return folder, models.fingerprint(folder)
+
+    @cached_property
+    def decision(self) -> Decision | None:
+        """The verdicts of the project's finished run; None before there is one."""
+        folder = self.project.place("runs")
+        return Decision.load(folder) if folder.exists() else None
+
+    def adapter(self, weights: Weights) -> Path:
+        """Where an adapter lies, whether or not it was tuned yet."""
+        return self.project.place("adapters") / weights
+
+    def has_weights(self, weights: Weights) -> bool:
+        """True for the base, and for adapters that were tuned."""
+        return weights == "base" or self.adapter(weights).is_dir()
+
+    def generator(self, weights: Weights, keep_others: bool = True) -> Generator:
+        """The base model, or it with an adapter. `keep_others=False` frees models loaded before.
+
+        Raises: StoreError when the adapter was not tuned yet; MismatchError when it belongs to another base.
+        """
+        if weights not in self._generators:
+            if not self.has_weights(weights):
+                raise StoreError(
+                    f"there is no adapter at {self.adapter(weights)}; make it with: ragtune tune --arm {weights}"
+                )
+            from ragtune.generator.generate import LocalGenerator
+
+            if not keep_others:
+                self._generators.clear()
+            folder, fingerprint = self.base
+            adapter = None if weights == "base" else self.adapter(weights)
+            name = self.project.generator.model
+            self._generators[weights] = LocalGenerator.from_folder(folder, name, fingerprint, adapter)
+        return self._generators[weights]
+
+    def task(self, name: str) -> Task:
+        """A task by its name.
+
+        Raises: ConfigError listing the tasks.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ConfigError(f"unknown task {name!r}; tasks are: {', '.join(self.project.tasks) or 'none'}")
+
+    def choose(self, question: str, arm: str | None, task: str | None) -> tuple[Assistant, str]:
+        """The assistant for a question, and why this one: what was asked for, else routed by the decision."""
+        chosen, reason = self._choose_task(question, task)
+        if arm is None and self.decision and chosen.name in self.decision.arms:
+            arm = self.decision.arms[chosen.name]
+            reason = f"{reason}; its verdict is {arm}"
+        picked = get_arm(arm or "retrieve")
+        return self._assistant(picked, chosen), f"task {chosen.name}: {reason}"
+
+    def _choose_task(self, question: str, task: str | None) -> tuple[Task, str]:
+        if task is not None:
+            return self.task(task), "as asked"
+        if self.decision is None:
+            return OPEN_TASK, "no decision yet"
+        router = Router.load(self.project.place("runs"))
+        name, reason = router.route(question, self.embedder)
+        return (self.task(name) if name else OPEN_TASK), reason
+
+    def _assistant(self, arm: Arm, task: Task) -> Assistant:
+        decided = self.decision.instructions.get(task.name) if self.decision else None
+        with_passages = arm.passages != "none"
+        instruction = task.instructions[0]
+        if decided and arm.weights == "base":
+            instruction = decided["with_passages" if with_passages else "without_passages"]
+        examples = self._examples(arm, task)
+        return Assistant(
+            arm, task, instruction, self.generator(arm.weights), examples, self.project.retrieval.context_tokens
+        )
+
+    def _examples(self, arm: Arm, task: Task) -> tuple[Example, ...]:
+        if not arm.few_shot:
+            return ()
+        from ragtune.measure import draw_examples, example_passages
+
+        ids = set(self.decision.examples.get(task.name, ())) if self.decision else set()
+        config = self.project.evaluate
+        questions = [q for q in task.questions if q.id in ids] or draw_examples(task, config.shots, config.seed)
+        if arm.passages == "none":
+            return tuple(Example(q) for q in questions)
+        hits = self.retriever.search([q.text for q in questions])
+        located = {q.id: q for t in self.located_tasks if t.name == task.name for q in t.questions}
+        gold = gold_passages((located[q.id] for q in questions), self.index.passages)
+        return tuple(Example(q, example_passages(gold[q.id], found)) for q, found in zip(questions, hits, strict=True))
+
+
+def _load_task(project: ProjectConfig, name: str, task: TaskConfig) -> Task:
+    return load_task(
+        name,
+        project.root / task.questions,
+        (task.instruction,) if isinstance(task.instruction, str) else task.instruction,
+        task.metric or DEFAULT_METRICS[task.format],
+        task.format,
+        task.labels,
+        task.max_answer_tokens,
+    )
+
+
+def gold_passages(questions: Iterable[Question], passages: Iterable[Passage]) -> dict[str, tuple[Passage, ...]]:
+    """For each question id the passages that hold its evidence, in the order of the evidence."""
+    by_document: dict[str, list[Passage]] = {}
+    for passage in passages:
+        by_document.setdefault(passage.document_id, []).append(passage)
+    return {
+        q.id: tuple(dict.fromkeys(p for s in q.evidence for p in by_document.get(s.document_id, ()) if s.overlaps(p)))
+        for q in questions
+    }
