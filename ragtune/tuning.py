@@ -80,7 +80,7 @@ def train_into(
 ) -> tuple[float, ...]:
     """Train on rows and write the adapter folder; `plan` is (method, inputs, work folder). Returns the losses."""
     from ragtune.generator.card import model_card
-    from ragtune.generator.train import train
+    from ragtune.generator.train import disk_errors, train
 
     method, inputs, work = plan
     project = session.project
@@ -100,7 +100,8 @@ def train_into(
         **asdict(result),
     }
     with store.atomic_folder(target, manifest) as building:
-        model.save_pretrained(building)
+        with disk_errors(target):
+            model.save_pretrained(building)
         store.write_jsonl(building / "rows.jsonl", (row.to_json() for row in rows))
         (building / "README.md").write_text(model_card(manifest), encoding="utf-8")
     return result.losses

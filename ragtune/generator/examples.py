@@ -8,6 +8,7 @@ the order is shuffled by a seed, a stated share of rows goes without gold, gold 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -71,9 +72,9 @@ def raft_rows(
     rng = random.Random(config.seed)
     rows = []
     for question in questions:
-        golden = list(gold.get(question.id, ()))[:k]
+        golden = list(gold.get(question.id, ()))
         drop = bool(golden) and rng.random() < config.share_without_gold
-        size = max(len(golden), rng.randint(1, k)) if golden else rng.randint(max(1, k // 2), k)
+        size = max(min(len(golden), k), rng.randint(1, k)) if golden else rng.randint(max(1, k // 2), k)
         rows.append(_raft_row(question, hits.get(question.id, ()), golden, size, drop, (render, config, rng)))
     return rows
 
@@ -88,9 +89,9 @@ def _raft_row(
 ) -> TrainingRow:
     render, config, rng = tools
     gold_ids = {p.id for p in golden}
-    kept = [] if drop else list(golden)
+    kept = [] if drop else list(golden[:size])
     negatives = [h for h in hits if h.passage.id not in gold_ids and not _gives_away(question, h.passage, drop)]
-    chosen = negatives[: max(0, size - len(kept))]
+    chosen = negatives[: size - len(kept)]
     passages = kept + [h.passage for h in chosen]
     rng.shuffle(passages)
     asked = question
@@ -107,5 +108,13 @@ def _raft_row(
 
 def _gives_away(question: Question, passage: Passage, gold_dropped: bool) -> bool:
     """True for a passage that states the answer though it is not gold; it would make an abstention row a lie."""
-    text = passage.text.lower()
-    return gold_dropped and any(len(a) > 2 and a.lower() in text for a in question.answers)
+    return gold_dropped and any(_states(_fold(passage.text), _fold(answer)) for answer in question.answers)
+
+
+def _states(text: str, answer: str) -> bool:
+    # One or two characters stand in many words, so they count only as a word of their own.
+    return answer in text if len(answer) > 2 else re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text) is not None
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.lower().split())

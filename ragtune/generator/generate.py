@@ -123,7 +123,7 @@ class LocalGenerator:
         self._check_lengths(encoded, longest)
         replies: dict[int, Reply] = {}
         shared, cache = self._shared_prefix(encoded)
-        for batch in _batches([(len(ids) + longest) * max(1, len(labels) // 4) for ids in encoded]):
+        for batch in _batches([len(ids) + longest * len(labels) for ids in encoded]):
             started = time.perf_counter()
             scores = self._score_endings([encoded[i] for i in batch], shared, cache, endings)
             seconds = (time.perf_counter() - started) / len(batch)
@@ -221,37 +221,47 @@ class LocalGenerator:
     def _score_endings(
         self, rows: Sequence[Sequence[int]], shared: int, cache: Any, endings: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Log-probability (nats) of each ending after each row: (rows, endings)."""
+        """Log-probability (nats) of each ending after each row, in one pass: (rows, endings).
+
+        The endings stand side by side behind each row; the attention mask lets an ending see the row and itself only.
+        """
         ids, mask = self._padded(rows, shared)
-        past = _repeat(cache, len(rows)) if cache is not None else DynamicCache(config=self.model.config)
+        branch = torch.tensor([i for i, ending in enumerate(endings) for _ in ending[:-1]], dtype=torch.long)
+        depth = torch.tensor([d for ending in endings for d in range(len(ending) - 1)], dtype=torch.long)
+        fed = torch.tensor([token for ending in endings for token in ending[:-1]], dtype=torch.long)
         positions = mask.cumsum(-1).sub(1).clamp(min=0)
-        first = self.model(
-            input_ids=ids[:, shared:],
-            attention_mask=mask,
-            position_ids=positions[:, shared:],
-            past_key_values=past,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        past.batch_repeat_interleave(len(endings))
-        width = max(map(len, endings))
-        tails = torch.full((len(endings), width), self.tokenizer.pad_token_id)
-        real = torch.zeros((len(endings), width), dtype=torch.bool)
-        for i, ending in enumerate(endings):
-            tails[i, : len(ending)] = torch.tensor(ending)
-            real[i, : len(ending)] = True
-        tails, real = (t.to(ids.device).repeat(len(rows), 1) for t in (tails, real))
-        steps = torch.arange(width, device=ids.device)
-        rest = self.model(
-            input_ids=tails,
-            attention_mask=torch.cat([mask.repeat_interleave(len(endings), 0), real.long()], 1),
-            position_ids=mask.sum(-1).repeat_interleave(len(endings))[:, None] + steps,
-            past_key_values=past,
-            use_cache=True,
-        ).logits
-        logits = torch.cat([first.repeat_interleave(len(endings), 0)[:, None], rest[:, :-1]], 1).float()
-        logp = torch.log_softmax(logits, -1).gather(-1, tails[..., None])[..., 0]
-        return (logp * real).sum(-1).reshape(len(rows), len(endings)).cpu()
+        tails = mask.sum(-1, keepdim=True) + depth.to(mask.device)
+        logits = self.model(
+            input_ids=torch.cat([ids[:, shared:], fed.to(ids.device).expand(len(rows), -1)], 1),
+            attention_mask=_branch_mask(mask, branch, shared, self.model.dtype),
+            position_ids=torch.cat([positions, tails], 1)[:, shared:],
+            past_key_values=_repeat(cache, len(rows)) if cache is not None else None,
+            use_cache=cache is not None,
+            logits_to_keep=len(fed) + 1,
+        ).logits.float()
+        logp = torch.log_softmax(logits, -1).cpu()
+        totals, start = [], 1
+        for ending in endings:
+            # An ending's first token is predicted by the row's last one, the others by the token before them.
+            steps = torch.tensor([0, *range(start, start + len(ending) - 1)])
+            totals.append(logp[:, steps, torch.tensor(list(ending))].sum(-1))
+            start += len(ending) - 1
+        return torch.stack(totals, 1)
+
+
+def _branch_mask(mask: torch.Tensor, branch: torch.Tensor, shared: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask (batch, 1, queries, keys): causal over the rows, then each branch sees its row and itself."""
+    width, tail = mask.shape[1], len(branch)
+    row = torch.ones(width, width, dtype=torch.bool).tril()
+    own = (branch[:, None] == branch[None, :]) & torch.ones(tail, tail, dtype=torch.bool).tril()
+    allowed = torch.zeros(len(mask), width + tail, width + tail, dtype=torch.bool)
+    allowed[:, :width, :width] = row & mask.bool().cpu()[:, None, :]
+    allowed[:, width:, :width] = mask.bool().cpu()[:, None, :]
+    allowed[:, width:, width:] = own
+    # Padding must see something, or its softmax is no number; nothing real looks at padding.
+    allowed |= torch.eye(width + tail, dtype=torch.bool)
+    blocked = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+    return blocked[:, None, shared:].to(mask.device)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -76,8 +76,9 @@ def _check_duplicates(rows: Sequence[TrainingRow]) -> Iterable[LintFinding]:
 def _check_leaks(rows: Sequence[TrainingRow], test_questions: Iterable[str]) -> Iterable[LintFinding]:
     held_out = {" ".join(text.lower().split()) for text in test_questions}
     for row in rows:
-        last_line = row.messages[-1].content.rsplit("\n\n", 1)[-1]
-        if " ".join(last_line.lower().split()) in held_out:
+        # The question ends the prompt, after its passages; it may itself have several paragraphs.
+        paragraphs = row.messages[-1].content.lower().split("\n\n")
+        if any(" ".join(" ".join(paragraphs[i:]).split()) in held_out for i in range(len(paragraphs))):
             message = "this question is in the dev or test split as well"
             yield LintFinding("error", "leak", message, row.question_id)
 

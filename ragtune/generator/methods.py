@@ -14,6 +14,8 @@ from ragtune.config import TuneConfig
 from ragtune.errors import ConfigError, MismatchError
 from ragtune.generator.quiet import calm_libraries
 
+_NF4_BLOCK = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -73,18 +75,28 @@ def round_to_nf4(model: Any) -> None:
     with calm_libraries():
         for module in _decoder_matrices(model):
             weight = module.weight
-            packed, state = quantize_4bit(weight.data.contiguous(), quant_type="nf4", compress_statistics=True)
-            weight.copy_(dequantize_4bit(packed, state).to(weight.dtype))
+            # Flat, since bitsandbytes (0.50, CPU) mixes up the blocks of rows that are no multiple of 64 wide.
+            flat = weight.data.reshape(-1)
+            packed, state = quantize_4bit(flat, quant_type="nf4", compress_statistics=True)
+            weight.copy_(dequantize_4bit(packed, state).reshape(weight.shape))
 
 
 def keep_in_nf4(model: Any) -> Any:
-    """Replace every decoder matrix by bitsandbytes' 4-bit layer: a quarter of the memory, dequantised at each use."""
+    """Replace every decoder matrix by bitsandbytes' 4-bit layer: a quarter of the memory, dequantised at each use.
+
+    Raises: ConfigError on a CPU for a matrix whose rows bitsandbytes would dequantise wrongly there.
+    """
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     with calm_libraries():
         for name, module in list(model.named_modules()):
             if not _is_decoder_matrix(name, module):
                 continue
+            if module.weight.device.type == "cpu" and module.in_features % _NF4_BLOCK:
+                raise ConfigError(
+                    f"{name} is {module.in_features} wide, no multiple of {_NF4_BLOCK}, which bitsandbytes cannot keep "
+                    'packed on a CPU; set tune.dequantise = "once"'
+                )
             layer = Linear4bit(
                 module.in_features,
                 module.out_features,

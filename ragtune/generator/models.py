@@ -10,14 +10,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ragtune import store
-from ragtune.errors import ModelError
+from ragtune.errors import ModelError, StoreError
 
 Kind = Literal["generator", "embedder"]
 _WAIT_FOR_OTHER_PROCESS = 600.0
@@ -177,6 +176,7 @@ def _resolve_embedded(model: EmbeddedModel, report: Callable[[str], None]) -> Pa
 
 def _dequantise(source: Path, target: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from ragtune.generator.quiet import calm_libraries
@@ -189,9 +189,11 @@ def _dequantise(source: Path, target: Path) -> None:
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
         )
-        tokenizer.save_pretrained(target)
-        model.save_pretrained(target)
-    shutil.rmtree(target / ".cache", ignore_errors=True)
+        try:
+            tokenizer.save_pretrained(target)
+            model.save_pretrained(target)
+        except SafetensorError as error:
+            raise StoreError(f"cannot write {target}: {error}") from error
 
 
 def _download(name: str, report: Callable[[str], None]) -> Path:

@@ -7,20 +7,22 @@ complete checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ragtune import store
 from ragtune.config import TuneConfig
-from ragtune.errors import MismatchError, TrainingError
+from ragtune.errors import MismatchError, StoreError, TrainingError
 from ragtune.generator.examples import TrainingRow
 from ragtune.generator.generate import load_tokenizer, load_weights
 from ragtune.generator.machine import best_dtype
@@ -195,7 +197,7 @@ def train(
         callbacks=[_Reporter(tokens, report)],
     )
     _drop_printers(trainer)
-    with calm_libraries():
+    with calm_libraries(), disk_errors(work):
         trainer.train(resume_from_checkpoint=newest_checkpoint(work))
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -208,6 +210,22 @@ def train(
         all_parameters=sum(p.numel() for p in model.parameters()),
     )
     return model, result
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn what libraries raise when they cannot write (each its own kind) into a StoreError.
+
+    Raises: StoreError naming `target`; checkpoints written before stay good.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot write {target}: {error}; what was finished before is kept") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise StoreError(f"cannot write {target}: {error}; what was finished before is kept") from error
 
 
 def _arguments(config: TuneConfig, work: Path) -> TrainingArguments:

@@ -24,7 +24,8 @@ _REFUSAL = re.compile(
     r"(documents?|passages?|context|texts?|information|answer|question)( \w+){0,2}? "
     r"(do not|does not|don't|doesn't|is not|isn't|are not|aren't|cannot|can't) (be )?"
     r"(say|tell|mention|state|specify|give|provide|contain|include|answer|in\b|available)"
-    r"|(this|that|it) (is not|isn't|cannot be|can't be) (in\b|mentioned|stated|given|specified|provided|available|answered)"
+    r"|(this|that|it) (is not|isn't|cannot be|can't be) "
+    r"(in\b|mentioned|stated|given|specified|provided|available|answered)"
     r"|not (in|mentioned|stated|given|specified|provided|available)\b"
     r")"
 )

@@ -83,6 +83,15 @@ def test_document_used_in_two_splits_even_by_two_tasks() -> None:
     ]
 
 
+def test_shared_tasks_may_use_a_document_in_several_splits() -> None:
+    evidence = (("a.md", "Dogs"),)
+    rules = task(
+        ask("1", "Dogs?", "train", evidence=evidence), ask("2", "Cats?", "test", evidence=evidence), format="text"
+    )
+    assert len(check_corpus([rules], DOCUMENTS).errors) == 1
+    assert check_corpus([rules], DOCUMENTS, frozenset({"facts"})).errors == ()
+
+
 def test_same_question_across_and_within_splits() -> None:
     report = check(ask("1", "What is it?", "train"), ask("2", "what is  it", "test"), ask("3", "What is it!", "test"))
     assert messages(report.errors) == [

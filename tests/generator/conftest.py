@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, LlamaForCausalLM
 
 from ragtune import store
 from ragtune.config import TuneConfig
@@ -15,6 +16,7 @@ from ragtune.generator import generate, train
 from ragtune.generator.examples import TrainingRow
 from ragtune.generator.methods import METHODS
 from ragtune.generator.models import fingerprint
+from ragtune.generator.quiet import calm_libraries
 from ragtune.testing import tiny_model
 from ragtune.types import Message
 
@@ -46,6 +48,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     end = generate.load_tokenizer(folder).eos_token_id
     weights["model.embed_tokens.weight"][end] = torch.randn(32, generator=torch.Generator().manual_seed(0)) / 5
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with rows of 64 weights, a whole NF4 block, and a head of its own."""
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    config = AutoConfig.from_pretrained(tiny, hidden_size=64, intermediate_size=128, tie_word_embeddings=False)
+    config.head_dim = 16
+    with torch.random.fork_rng(devices=[]), calm_libraries():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        generate.load_tokenizer(tiny).save_pretrained(folder)
     return folder
 
 

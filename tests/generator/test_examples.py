@@ -116,7 +116,8 @@ def test_gold_is_where_the_row_says() -> None:
 def test_the_number_of_passages_is_anything_from_1_to_k(k: int) -> None:
     sizes = Counter(len(row.passage_ids) for row in rows_of(k))
     assert sorted(sizes) == list(range(1, k + 1))
-    assert stats.chisquare(list(sizes.values())).pvalue > 0.001
+    low, high = stats.binom.interval(1 - 1e-6, N, 1 / k)
+    assert all(low <= count <= high for count in sizes.values())
 
 
 # Randomness

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def base(tiny: Path) -> Any:
 def stack() -> torch.nn.Sequential:
     """Two decoder matrices, one with a bias, as Qwen's have."""
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(128, 96), torch.nn.Tanh(), torch.nn.Linear(96, 64, bias=False))
+    return torch.nn.Sequential(torch.nn.Linear(128, 192), torch.nn.Tanh(), torch.nn.Linear(192, 96, bias=False))
 
 
 # The registry
@@ -96,16 +97,15 @@ def test_every_rounded_weight_is_the_nearest_of_16_values_times_its_blocks_scale
 
 
 def test_rounding_is_bitsandbytes_own(base: Any) -> None:
-    expected = {
-        name: dequantize_4bit(*quantize_4bit(weight.clone(), quant_type="nf4", compress_statistics=True))
-        for name, weight in matrices(base).items()
-    }
-    before = matrices(base)["model.layers.0.mlp.up_proj"].clone()
+    """Of matrices that are a multiple of 64 wide; others it dequantises with the scales of other blocks on a CPU."""
+    before = {name: weight.clone() for name, weight in matrices(base).items()}
     round_to_nf4(base)
-    assert len(expected) == 14
+    assert len(before) == 14
     for name, weight in matrices(base).items():
-        assert torch.equal(weight, expected[name]), name
-    assert not torch.equal(before, matrices(base)["model.layers.0.mlp.up_proj"])
+        wide = before[name].reshape(-1, 64)
+        packed, state = quantize_4bit(wide, quant_type="nf4", compress_statistics=True)
+        assert torch.equal(weight.reshape(-1, 64), dequantize_4bit(packed, state)), name
+        assert not torch.equal(weight, before[name])
 
 
 def test_the_4_bit_layer_multiplies_by_the_same_matrix() -> None:
@@ -115,18 +115,37 @@ def test_the_4_bit_layer_multiplies_by_the_same_matrix() -> None:
     keep_in_nf4(packed)
     assert [type(layer) for layer in packed] == [Linear4bit, torch.nn.Tanh, Linear4bit]
     assert [layer.weight.dtype for layer in packed if isinstance(layer, Linear4bit)] == [torch.uint8] * 2
-    assert packed[0].weight.numel() == 128 * 96 // 2
+    assert packed[0].weight.numel() == 128 * 192 // 2
     inputs = torch.randn(7, 128)
     torch.testing.assert_close(packed.train()(inputs), rounded(inputs), rtol=1e-5, atol=1e-6)
     assert torch.equal(packed[0].bias, rounded[0].bias)
     assert (stack()(inputs) - rounded(inputs)).abs().max() > 1e-3
 
 
-def test_embeddings_norms_and_head_stay_as_they_are(tiny: Path, base: Any) -> None:
-    original = load_weights(tiny, torch.float32).state_dict()
-    for model in (base, keep_in_nf4(load_weights(tiny, torch.float32))):
-        round_to_nf4(model)
-        kept = [name for name in original if not name.endswith("_proj.weight")]
-        assert {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"} < set(kept)
-        assert all(torch.equal(model.state_dict()[name], original[name]) for name in kept)
-        assert type(model.lm_head) is torch.nn.Linear
+def test_rows_that_bitsandbytes_would_unpack_wrongly_on_a_cpu_are_refused(base: Any) -> None:
+    with pytest.raises(ConfigError, match=r'q_proj is 32 wide, no multiple of 64.*set tune.dequantise = "once"'):
+        keep_in_nf4(base)
+
+
+def test_a_width_that_is_no_multiple_of_the_block_is_rounded_as_well_as_any() -> None:
+    """The error of NF4 on normal weights is near 0.092 of their size; bitsandbytes' own way back gives 0.26 here."""
+    torch.manual_seed(0)
+    odd = torch.nn.Sequential(torch.nn.Linear(96, 64, bias=False))
+    torch.nn.init.normal_(odd[0].weight)
+    before = odd[0].weight.detach().clone()
+    round_to_nf4(odd)
+    assert ((odd[0].weight - before).norm() / before.norm()).item() == pytest.approx(0.092, abs=0.004)
+
+
+@pytest.mark.parametrize("pack", [round_to_nf4, keep_in_nf4])
+def test_embeddings_norms_and_head_stay_as_they_are(wide: Path, pack: Callable[[Any], Any]) -> None:
+    model, original = load_weights(wide, torch.float32), load_weights(wide, torch.float32).state_dict()
+    pack(model)
+    after = model.state_dict()
+    kept = [name for name in original if not name.endswith("_proj.weight")]
+    assert {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"} < set(kept)
+    assert all(torch.equal(after[name], original[name]) for name in kept)
+    assert type(model.lm_head) is torch.nn.Linear
+    changed = [name for name in original if name.endswith("_proj.weight")]
+    assert len(changed) == 14
+    assert not any(after[name].shape == original[name].shape and torch.equal(after[name], original[name]) for name in changed)
