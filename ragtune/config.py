@@ -1,7 +1,8 @@
 """One small validated config per command. `ragtune.toml` and command-line flags fill the same objects.
 
-An unknown key is an error. Paths in the file are relative to the file; what ragtune writes goes below the folder it
-is run in: `indexes/NAME`, `adapters/NAME/ARM`, `runs/NAME`, `reports/NAME`.
+An unknown key is an error. Documents and question files are looked up from the folder of the file. A model folder is
+looked up from the folder that ragtune runs in, and what it writes goes there: `indexes/NAME`, `adapters/NAME/ARM`,
+`runs/NAME`, `reports/NAME`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class IndexConfig(_Settings):
 class RetrievalConfig(_Settings):
     """`[retrieval]`: how passages are found and how many go into a prompt."""
 
-    k: int = Field(4, ge=1, le=50, description="passages given to the generator")
+    k: int = Field(3, ge=1, le=50, description="passages given to the generator")
     candidates: int = Field(50, ge=1, description="hits taken from each index before fusion")
     context_tokens: int = Field(1200, ge=64, description="largest context, in the generator's tokens")
 
@@ -50,14 +51,14 @@ class GeneratorConfig(_Settings):
 class TuneConfig(_Settings):
     """`[tune]`: training rows and optimisation."""
 
-    method: str = Field("auto", description="auto, lora or qlora; see `ragtune methods`")
+    method: str = Field("auto", description="auto, lora or qlora")
     epochs: float = Field(1.0, gt=0, description="passes over the training rows")
     learning_rate: float = Field(1e-3, gt=0, description="peak of a cosine schedule with warm-up")
     batch_size: int = Field(8, ge=1, description="rows per optimiser step")
     rank: int = Field(16, ge=1, description="rank of LoRA's update")
     alpha: int = Field(32, ge=1, description="LoRA scale: the update is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on LoRA's input")
-    max_tokens: int = Field(1024, ge=64, description="longest training row; longer ones lose distractors, never gold")
+    max_tokens: int = Field(1024, ge=64, description="longest training row; lint refuses a longer one")
     max_rows_per_task: int | None = Field(None, ge=1, description="training questions taken from each task")
     share_without_gold: float = Field(0.2, ge=0, le=1, description="share of rows with passages whose gold is left out")
     without_gold: Literal["recall", "abstain"] = Field("abstain", description="what those rows teach")
@@ -65,7 +66,7 @@ class TuneConfig(_Settings):
         "auto", description="qlora: keep NF4 weights unpacked or packed"
     )
     save_steps: int = Field(50, ge=1, description="optimiser steps between checkpoints")
-    seed: int = Field(17, ge=0)
+    seed: int = Field(17, ge=0, description="of rows, order and adapter initialisation")
 
 
 class EvaluateConfig(_Settings):
@@ -79,8 +80,7 @@ class EvaluateConfig(_Settings):
     shots: int = Field(4, ge=1, le=32, description="examples in the few-shot arms")
     example_sets: int = Field(3, ge=1, description="seeded draws of few-shot examples that compete on dev")
     margin: float = Field(0.02, ge=0, lt=1, description="a cheaper arm this close to the best is as good")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="of intervals and of the set of best arms")
-    seed: int = Field(17, ge=0)
+    seed: int = Field(17, ge=0, description="of question samples, example draws and resampling")
 
 
 class PricesConfig(_Settings):
@@ -98,10 +98,10 @@ class TaskConfig(_Settings):
 
     questions: str = Field(description="JSONL file, relative to the config file")
     instruction: str | tuple[str, ...] = Field(description="what to do; several variants compete on dev")
-    format: Literal["short", "label", "json", "text"] = "short"
+    format: Literal["short", "label", "json", "text"] = Field("short", description="what an answer looks like")
     metric: str = Field("", description="primary metric; by default the one that fits the format")
     labels: tuple[str, ...] = Field((), description="allowed labels; by default those of the training questions")
-    max_answer_tokens: int = Field(32, ge=1, le=4096)
+    max_answer_tokens: int = Field(32, ge=1, le=4096, description="longest answer, in the generator's tokens")
     shared_documents: bool = Field(False, description="evidence may serve several splits (rules, not facts)")
 
 

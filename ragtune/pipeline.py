@@ -9,7 +9,7 @@
     ragtune.report(project)                       # HTML, Markdown, JSON
     ragtune.ask(project, "Can I bring a kayak?")  # now answered by the arm that won its task
 
-Finished work is reused when its manifest matches; unfinished work is continued.
+Finished work is reused when its manifest matches. Unfinished work is continued: answers always, training with `resume`.
 """
 
 from __future__ import annotations

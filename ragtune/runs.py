@@ -205,7 +205,6 @@ def _settings(project: ProjectConfig) -> dict[str, str]:
     config, prices = project.evaluate, project.prices
     return {
         "margin": f"{config.margin:g}",
-        "confidence": f"{config.confidence:.0%}",
         "passages in a prompt": f"at most {project.retrieval.k}",
         "few-shot examples": f"{config.shots}, the best of {config.example_sets} draws on dev",
         "dev questions for choosing prompts": f"at most {config.dev_questions} a task",

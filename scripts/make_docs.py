@@ -68,12 +68,16 @@ def pages() -> dict[str, str]:
 def configuration_page() -> str:
     """One table of keys for the top level and one for each section."""
     parts = [CONFIGURATION, "## Top level\n", _table(ProjectConfig)]
-    sections = [field.annotation for field in ProjectConfig.model_fields.values()]
-    models = [model for model in sections if isinstance(model, type) and issubclass(model, BaseModel)]
-    for model in (*models, TaskConfig):
+    models: list[type[BaseModel]] = [*_sections(), TaskConfig]
+    for model in models:
         heading, _, meaning = (model.__doc__ or "").partition(": ")
         parts += [f"## {heading}\n", meaning[:1].upper() + meaning[1:] + "\n", _table(model)]
     return "\n".join(parts)
+
+
+def _sections() -> list[type[BaseModel]]:
+    found = (field.annotation for field in ProjectConfig.model_fields.values())
+    return [model for model in found if isinstance(model, type) and issubclass(model, BaseModel)]
 
 
 def _table(model: type[BaseModel]) -> str:

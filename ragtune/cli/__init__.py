@@ -68,7 +68,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        fail("interrupted; finished work is kept, run the same command again to go on")
+        fail("interrupted; finished work is kept: run the same command again to go on (tune: with --resume)")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

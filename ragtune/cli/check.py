@@ -11,6 +11,9 @@ from ragtune.cli.output import config_option, json_option, out, print_json, warn
 from ragtune.config import load_config
 
 
+_SHOWN = 3
+
+
 @click.command("check")
 @config_option
 @json_option
@@ -37,8 +40,12 @@ def command(config_path: Path, as_json: bool) -> None:
     else:
         for task, splits in found.counts.items():
             out().print(f"{task}: " + ", ".join(f"{count} {split}" for split, count in splits.items()))
-        for finding in found.warnings:
-            warn(f"{finding.task}/{finding.question_id}: {finding.message}")
+        for task in found.counts:
+            warnings = [f for f in found.warnings if f.task == task]
+            for finding in warnings[:_SHOWN]:
+                warn(f"{finding.task}/{finding.question_id}: {finding.message}")
+            if len(warnings) > _SHOWN:
+                warn(f"{task}: {len(warnings) - _SHOWN} more warnings; see them all with --json")
         for finding in found.errors:
             out().print(f"{finding.task}/{finding.question_id}: {finding.message}", style="red", markup=False)
         out().print(f"{len(found.errors)} errors, {len(found.warnings)} warnings")

@@ -22,7 +22,7 @@ passage_tokens = 120                # largest passage, in the embedder's tokens
 # exclude = ["drafts/*"]
 
 [retrieval]
-k = 4                               # passages given to the model
+k = 3                               # passages given to the model
 
 [generator]
 model = "smollm2-135m-instruct"     # embedded default, 135M parameters; or a local folder, or a hub id

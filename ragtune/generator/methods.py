@@ -142,4 +142,5 @@ def attach_adapter(model: Any, adapter: Path, base_fingerprint: str) -> Any:
     if manifest["nf4"]:
         round_to_nf4(model)
     with calm_libraries():
-        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).to(model.dtype).eval()
+        # peft gives the adapter the base's dtype. A cast of the whole would round the rotary frequencies to bf16 too.
+        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).eval()

@@ -136,8 +136,9 @@ def check_folder(folder: Path) -> Path:
     for pattern in _UNSAFE:
         for path in folder.glob(pattern):
             raise ModelError(f"{folder} holds {path.name}, which could run code when loaded; remove it first")
-    if '"auto_map"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace"):
-        raise ModelError(f"{folder}/config.json asks for remote code (auto_map), which ragtune never runs")
+    config = folder / "config.json"
+    if config.exists() and '"auto_map"' in config.read_text(encoding="utf-8", errors="replace"):
+        raise ModelError(f"{config} asks for remote code (auto_map), which ragtune never runs")
     return folder
 
 
@@ -162,10 +163,10 @@ def _resolve_embedded(model: EmbeddedModel, report: Callable[[str], None]) -> Pa
         if not store.is_current(target, "model", inputs):
             report(f"preparing {model.name} once: {target}")
             source = package / model.file
-            found = store.sha256_of_file(source)
-            if found != model.sha256:
+            found = store.sha256_of_file(source)[:12] if source.exists() else "of no file"
+            if found != model.sha256[:12]:
                 raise ModelError(
-                    f"{source} is damaged or another version (sha256 {found[:12]}, expected {model.sha256[:12]}); "
+                    f"{source} is damaged or another version (sha256 {found}, expected {model.sha256[:12]}); "
                     f"reinstall it with: {model.install}"
                 )
             manifest = {"kind": "model", "name": model.name, "licence": model.licence, "inputs": inputs}

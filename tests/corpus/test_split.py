@@ -139,6 +139,11 @@ def test_tiny_sections_share_a_passage() -> None:
     assert passages[0].text.endswith("Ring 12.") and passages[1].text.startswith("## Night")
 
 
+def test_a_tiny_section_stays_alone_when_the_next_does_not_fit_beside_it() -> None:
+    passages = split_document(document("# A\n\nTiny.\n\n# B\n\n" + "word " * 38), words, 40)
+    assert [(passage.headings, passage.text[:3]) for passage in passages] == [(("A",), "# A"), (("B",), "# B")]
+
+
 def test_headings_in_a_row_belong_to_what_follows() -> None:
     (passage,) = split_document(document("# A\n\n## B\n\n### C\n\n" + "word " * 20), words, 30)
     assert passage.headings == ("A", "B", "C") and passage.text.startswith("# A")
@@ -149,6 +154,10 @@ def test_a_long_run_of_headings_keeps_its_last_one_with_the_body() -> None:
         "# A a\n# B b",
         "# C c\nbody of it",
     ]
+
+
+def test_no_word_is_torn_to_give_a_heading_company() -> None:
+    assert texts(split_document(document("# Ab\n\ncdefgh"), byte_level, 8)) == ["# Ab", "cdefgh"]
 
 
 def test_last_heading_alone_is_kept() -> None:
@@ -200,10 +209,10 @@ def test_slice_that_counts_more_than_it_seems_is_shrunk() -> None:
 
 def test_overlap_repeats_whole_sentences() -> None:
     text = "One two three. Four five. Six seven eight nine. Ten eleven twelve."
-    assert texts(split_document(document(text), words, 6, overlap_tokens=2)) == [
+    assert texts(split_document(document(text), words, 7, overlap_tokens=3)) == [
         "One two three. Four five.",
         "Four five. Six seven eight nine.",
-        "Ten eleven twelve.",  # the sentence before has four words, more than two
+        "Ten eleven twelve.",  # the sentence before has four words, more than three
     ]
 
 

@@ -148,4 +148,6 @@ def test_embeddings_norms_and_head_stay_as_they_are(wide: Path, pack: Callable[[
     assert type(model.lm_head) is torch.nn.Linear
     changed = [name for name in original if name.endswith("_proj.weight")]
     assert len(changed) == 14
-    assert not any(after[name].shape == original[name].shape and torch.equal(after[name], original[name]) for name in changed)
+    assert not any(
+        after[name].shape == original[name].shape and torch.equal(after[name], original[name]) for name in changed
+    )

@@ -20,7 +20,7 @@ STATISTICS = (
 
 REFERENCE = " (reference: measured for what it explains, cannot win)"
 SCORES = "Mean score of each arm on the test questions, from 0 to 1, with its interval."
-COST = "What one question costs, training and indexing left out, against the mean score."
+COST = "What one question costs, with its share of the training and without indexing, against the mean score."
 EXAMPLES = (
     "Where the chosen arm and the best other arm differ most: up to two questions won and up to two lost for each task."
 )
