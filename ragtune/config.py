@@ -20,7 +20,7 @@ _FIELD_NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class IndexConfig(_Settings):
@@ -140,24 +140,30 @@ class ProjectConfig(_Settings):
 DEFAULT_METRICS = {"short": "token_f1", "label": "accuracy", "json": "field_match", "text": "rouge_l"}
 
 
-def load_config(path: Path, overrides: dict[str, Any] | None = None) -> ProjectConfig:
-    """Read a `ragtune.toml` and lay command-line values (`{"tune.epochs": 2}`) over it; None means not given.
+def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> ProjectConfig:
+    """Read a `ragtune.toml` (or the one in a folder) and lay command-line values (`{"tune.epochs": 2}`) over it.
+
+    A value of None means not given.
 
     Raises: ConfigError naming file, key, what came and what was expected.
     """
+    path = Path(path)
     if path.is_dir():
         path = path / CONFIG_NAME
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}; write one with: ragtune init DOCS, or name one with --config") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); expected a ragtune.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for key, value in (overrides or {}).items():
         if value is not None:
             section, _, name = key.rpartition(".")
             table = values.setdefault(section, {}) if section else values
-            table[name] = value
+            if isinstance(table, dict):  # a section that is none is refused with all other wrong keys
+                table[name] = value
     return build_config(values, path)
 
 

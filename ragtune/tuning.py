@@ -26,7 +26,7 @@ def training_rows(session: Session, arm: Weights, only: Sequence[str] = ()) -> l
     """
     from ragtune.generator.examples import plain_rows, raft_rows
     from ragtune.measure import sample
-    from ragtune.prompting.strategies import build_messages, target_text
+    from ragtune.prompting.strategies import build_messages, may_abstain, target_text
 
     for name in only:
         session.task(name)
@@ -47,7 +47,20 @@ def training_rows(session: Session, arm: Weights, only: Sequence[str] = ()) -> l
     found = session.retriever.search([q.text for q in questions], 4 * session.project.retrieval.k)
     hits = {q.id: tuple(h) for q, h in zip(questions, found, strict=True)}
     gold = gold_passages(questions, session.index.passages)
-    return raft_rows(questions, hits, gold, render, config, session.project.retrieval.k)
+    # Where a task has no unanswerable questions, abstaining is never right there and must not be taught.
+    never = config.model_copy(update={"share_without_gold": 0.0}) if config.without_gold == "abstain" else config
+    return [
+        row
+        for task in tasks
+        for row in raft_rows(
+            [q for q in questions if q.task == task.name],
+            hits,
+            gold,
+            render,
+            config if may_abstain(task) else never,
+            session.project.retrieval.k,
+        )
+    ]
 
 
 def lint_rows(session: Session, rows: Sequence[TrainingRow]) -> tuple[LintFinding, ...]:

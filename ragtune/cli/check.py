@@ -10,7 +10,6 @@ import click
 from ragtune.cli.output import config_option, json_option, out, print_json, warn
 from ragtune.config import load_config
 
-
 _SHOWN = 3
 
 

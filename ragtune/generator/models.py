@@ -144,9 +144,9 @@ def check_folder(folder: Path) -> Path:
 
 def fingerprint(folder: Path) -> str:
     """Hex digest over weights, tokenizer and chat template: what an adapter or an index depends on."""
-    patterns = ("*.safetensors", "tokenizer.json", "vocab.txt", "chat_template.jinja", "config.json", "modules.json")
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    return store.sha256_of_text(*(f"{path.name}={store.sha256_of_file(path)}" for path in files))
+    patterns = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*/config.json")
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)} - {folder / store.MANIFEST})
+    return store.sha256_of_text(*(f"{path.relative_to(folder)}={store.sha256_of_file(path)}" for path in files))
 
 
 def _resolve_embedded(model: EmbeddedModel, report: Callable[[str], None]) -> Path:
@@ -163,10 +163,10 @@ def _resolve_embedded(model: EmbeddedModel, report: Callable[[str], None]) -> Pa
         if not store.is_current(target, "model", inputs):
             report(f"preparing {model.name} once: {target}")
             source = package / model.file
-            found = store.sha256_of_file(source)[:12] if source.exists() else "of no file"
-            if found != model.sha256[:12]:
+            found = store.sha256_of_file(source) if source.exists() else "missing"
+            if found != model.sha256:
                 raise ModelError(
-                    f"{source} is damaged or another version (sha256 {found}, expected {model.sha256[:12]}); "
+                    f"{source} is damaged or another version (sha256 {found[:12]}, expected {model.sha256[:12]}); "
                     f"reinstall it with: {model.install}"
                 )
             manifest = {"kind": "model", "name": model.name, "licence": model.licence, "inputs": inputs}

@@ -31,6 +31,7 @@ from ragtune.generator.quiet import calm_libraries
 
 IGNORED = -100
 _CHECKPOINT_FILES = ("adapter_model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ def disk_errors(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot write {target}: {error}; what was finished before is kept") from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):
+        if not any(sign in str(error) for sign in _TORCH_CANNOT_WRITE):
             raise
         raise StoreError(f"cannot write {target}: {error}; what was finished before is kept") from error
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from transformers import GenerationMixin
 
 from ragtune.errors import ModelError
-from ragtune.generator import generate
+from ragtune.generator import generate, machine
 from ragtune.generator.generate import LocalGenerator, load_tokenizer
 from ragtune.generator.models import fingerprint
 from ragtune.types import Generator, Message, Reply
@@ -164,6 +165,20 @@ def test_a_failure_while_streaming_reaches_the_reader(
         list(generator.stream(SHARED[0], 5))
 
 
+def test_a_reader_that_leaves_early_stops_the_model(generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer would have 1500 tokens, since it may not end before."""
+    most, steps, decoding = 1500, [], LocalGenerator._decoding
+    monkeypatch.setattr(LocalGenerator, "_decoding", lambda self, n: decoding(self, n) | {"min_new_tokens": n})
+    counter = generator.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    threads = threading.active_count()
+    pieces = cast(Any, generator.stream(SHARED[0], most))
+    next(pieces)
+    pieces.close()
+    counter.remove()
+    assert threading.active_count() == threads
+    assert 0 < len(steps) < most / 2
+
+
 # Limits
 
 
@@ -235,5 +250,5 @@ def test_bf16_is_used_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: bool(gpu))
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: bool(amx))
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: bool(avx))
-        assert generate.best_dtype() == (torch.bfloat16 if gpu or amx or avx else torch.float32)
-        assert generate.device() == torch.device("cuda" if gpu else "cpu")
+        assert machine.best_dtype() == (torch.bfloat16 if gpu or amx or avx else torch.float32)
+        assert machine.device() == torch.device("cuda" if gpu else "cpu")

@@ -42,7 +42,7 @@ def fake(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Embedd
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "weights.gguf").write_bytes(SOURCE)
-    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
     digest = store.sha256_of_file(package / "weights.gguf")
     model = EmbeddedModel(
         "fake", "generator", "fake_weights", "fake-weights==1.0", "weights.gguf", digest, "MIT", INSTALL
@@ -71,9 +71,10 @@ def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_root() == tmp_path / "ragtune" / "models"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for unset in (lambda: monkeypatch.setenv("XDG_CACHE_HOME", ""), lambda: monkeypatch.delenv("XDG_CACHE_HOME")):
-        unset()
-        assert cache_root() == tmp_path / "home" / ".cache" / "ragtune" / "models"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_root() == tmp_path / "home" / ".cache" / "ragtune" / "models"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_root() == tmp_path / "home" / ".cache" / "ragtune" / "models"
 
 
 @pytest.mark.parametrize("name", ["nonsense", "./nowhere", "/no/where", "a/b/c", "no spaces/please", "../x/y"])
@@ -240,8 +241,8 @@ print(models.resolve("fake"))
 def test_two_processes_prepare_it_once(fake: EmbeddedModel, tmp_path: Path, cache: Path) -> None:
     """Both are loaded before either is told to go, so the second comes while the first is at work."""
     command = [sys.executable, "-c", TWO_AT_ONCE, str(tmp_path / "site"), str(tmp_path / "log"), fake.sha256]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    both = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(2)]
     for process in both:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

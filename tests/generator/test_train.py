@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ def collate(tokenizer: Any, rows: Sequence[TrainingRow]) -> dict[str, torch.Tens
 
 
 def reference_loss(model: Any, tokenizer: Any, rows: Sequence[TrainingRow]) -> float:
-    """Mean of -log p(token | everything before it) over answers and ends of turn: row by row, all logits, no padding."""
-    surprises = []
+    """Mean of -log p(token | all before it) over answers and ends of turn: row by row, all logits, no padding."""
+    surprises: list[float] = []
     for row in rows:
         ids, prompt = encode_row(tokenizer, row)
         with torch.no_grad():
@@ -254,7 +255,7 @@ def test_a_run_reports_each_step(tiny: Path, facts: list[TrainingRow], tmp_path:
     assert [p.tokens for p in seen[1::2]] == [tokens * epoch for epoch in range(1, 5)]
     assert (result.steps, result.trained_tokens) == (8, 4 * tokens)
     assert result.trainable_parameters < result.all_parameters
-    assert 0 < result.seconds
+    assert result.seconds > 0
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
 
 
@@ -319,6 +320,29 @@ def test_what_a_real_checkpoint_holds_and_a_run_without_its_optimizer(
     seen: list[Progress] = []
     train.train(facts, tiny, METHODS["lora"], config, tmp_path, seen.append)
     assert seen[0].step == 3
+
+
+@pytest.mark.usefixtures("fp32")
+def test_a_full_disk_in_whichever_file_it_happens(tiny: Path, facts: list[TrainingRow], tmp_path: Path) -> None:
+    """Files of fewer bytes than each of a checkpoint's can be written."""
+    config = CONFIG.model_copy(update={"epochs": 1, "save_steps": 1})
+    train.train(facts, tiny, METHODS["lora"], config, tmp_path / "whole")
+    sizes = {name: (tmp_path / "whole" / "checkpoint-1" / name).stat().st_size for name in train._CHECKPOINT_FILES}
+    assert max(sizes.values()) == sizes["optimizer.pt"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, size in sizes.items():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+        try:
+            with pytest.raises(StoreError, match=f"cannot write {tmp_path / name}: .* is kept"):
+                train.train(facts, tiny, METHODS["lora"], config, tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert newest_checkpoint(tmp_path / name) is None
+
+
+def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), train.disk_errors(tmp_path):
+        raise RuntimeError("shapes cannot be multiplied")
 
 
 # Runs that are refused
@@ -391,6 +415,20 @@ def test_one_flipped_bit_in_an_adapter(tiny: Path, adapter: Path, tmp_path: Path
         LocalGenerator.from_folder(tiny, "tiny", fingerprint(tiny), copy)
     if place == 1:  # the last bit is in a weight, and safetensors reads on
         assert load_file(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_takes_the_numbers_of_its_base_and_leaves_the_base_alone(
+    tiny: Path, adapter: Path, dtype: torch.dtype
+) -> None:
+    """Rotary frequencies stay in fp32 whatever the weights are in: rounded ones turn by radians in a long prompt."""
+    fresh = dict(load_weights(tiny, dtype).named_buffers())
+    tuned = attach_adapter(load_weights(tiny, dtype), adapter, fingerprint(tiny))
+    assert {weight.dtype for weight in tuned.parameters()} == {dtype}
+    buffers = {name.removeprefix("base_model.model."): value for name, value in tuned.named_buffers()}
+    assert buffers.keys() == fresh.keys() >= {"model.rotary_emb.inv_freq"}
+    assert all(value.dtype == fresh[name].dtype and torch.equal(value, fresh[name]) for name, value in buffers.items())
+    assert not tuned.training
 
 
 def test_no_adapter(tiny: Path, tmp_path: Path) -> None:
