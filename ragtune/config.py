@@ -76,7 +76,7 @@ class EvaluateConfig(_Settings):
     questions_per_task: int | None = Field(
         None, ge=1, description="test questions taken from each task; none means all"
     )
-    dev_questions: int = Field(24, ge=0, description="dev questions for choosing instructions and examples")
+    dev_questions: int = Field(12, ge=0, description="dev questions for choosing instructions and examples")
     shots: int = Field(4, ge=1, le=32, description="examples in the few-shot arms")
     example_sets: int = Field(3, ge=1, description="seeded draws of few-shot examples that compete on dev")
     margin: float = Field(0.02, ge=0, lt=1, description="a cheaper arm this close to the best is as good")
@@ -84,12 +84,16 @@ class EvaluateConfig(_Settings):
 
 
 class PricesConfig(_Settings):
-    """`[prices]`: what an answer costs, in any one currency. The defaults weigh an output token as four of a prompt."""
+    """`[prices]`: what an answer costs, in any one currency.
+
+    The defaults keep the proportions of OpenAI's price list for gpt-4o-mini (2024: an output token costs as much as 4
+    prompt tokens, a trained token as much as 20).
+    """
 
     currency: str = Field("units", description="name shown in the report")
     prompt: float = Field(0.05, ge=0, description="per 1,000 prompt tokens")
     output: float = Field(0.20, ge=0, description="per 1,000 output tokens")
-    training: float = Field(0.15, ge=0, description="per 1,000 trained tokens (forward and backward)")
+    training: float = Field(1.00, ge=0, description="per 1,000 trained tokens")
     questions: int = Field(1_000, ge=1, description="questions over which training is paid off")
 
 
@@ -180,11 +184,23 @@ def build_config(values: dict[str, Any], path: Path) -> ProjectConfig:
         raise ConfigError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
 
 
+_SECTIONS: dict[str, type[_Settings]] = {
+    "index": IndexConfig,
+    "retrieval": RetrievalConfig,
+    "generator": GeneratorConfig,
+    "tune": TuneConfig,
+    "evaluate": EvaluateConfig,
+    "prices": PricesConfig,
+    "tasks": TaskConfig,
+}
+
+
 def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        section = ProjectConfig.model_fields
-        return f"unknown key {key} (top-level keys: {', '.join(name for name in section if name != 'root')})"
+        section = _SECTIONS[item["loc"][0]] if len(item["loc"]) > 1 else ProjectConfig
+        known = ", ".join(name for name in section.model_fields if name != "root")
+        return f"unknown key {key}; expected one of: {known}"
     if item["type"] == "missing":
         return f"key {key} is missing"
     message = item["msg"].removeprefix("Value error, ")

@@ -254,7 +254,7 @@ def report(project: ProjectConfig) -> Path:
     if not source.exists():
         raise StoreError(f"there is no finished run at {source}; make one with: ragtune evaluate")
     data = runs.report_data(source, project)
-    inputs = {"run": store.read_manifest(source, "run")["files"], "ragtune": ragtune.__version__}
+    inputs = {"run": store.read_manifest(source, "run")["manifest_sha256"], "ragtune": ragtune.__version__}
     if not store.is_current(target, "report", inputs):
         with store.atomic_folder(target, {"kind": "report", "inputs": inputs}) as building:
             write_report(data, building)

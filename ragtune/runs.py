@@ -49,7 +49,9 @@ def arms_to_measure(session: Session) -> tuple[Arm, ...]:
 def run_inputs(session: Session, tasks: Sequence[Task], arms: Sequence[Arm]) -> dict[str, Any]:
     """All that a run's results depend on; a run with the same inputs is not made again."""
     project = session.project
-    adapters = {w: store.read_manifest(session.adapter(w), "adapter") for w in TUNED if session.has_weights(w)}
+    # Opened, not just read: a damaged adapter is to be found before the first question, not after hours.
+    used = [w for w in TUNED if any(arm.weights == w for arm in arms)]
+    adapters = {w: store.open_folder(session.adapter(w), "adapter") for w in used}
     return {
         "base": session.base[1],
         "adapters": {w: manifest["files"] for w, manifest in adapters.items()},
@@ -98,7 +100,7 @@ def measure_all(
     for weights in ("base", *TUNED):
         for arm in (a for a in arms if a.weights == weights):
             generator = session.generator(arm.weights, keep_others=False)
-            for task in (t for t in tasks if _applies(arm, t)):
+            for task in (t for t in tasks if _applies(session, arm, t)):
                 instruction = choices[task.name].instruction_for(arm, task)
                 examples = [q for q in task.questions if q.id in choices[task.name].example_ids]
                 assistant = build_assistant(arm, task, instruction, examples, generator, bench)
@@ -106,9 +108,11 @@ def measure_all(
     return choices, rows
 
 
-def _applies(arm: Arm, task: Task) -> bool:
-    """The oracle needs evidence; a task without any has no such ceiling."""
-    return arm.passages != "gold" or any(q.evidence for q in task.questions)
+def _applies(session: Session, arm: Arm, task: Task) -> bool:
+    """The oracle needs a task with evidence; a tuned arm one that its adapter was trained on."""
+    if arm.passages == "gold" and not any(q.evidence for q in task.questions):
+        return False
+    return arm.weights == "base" or task.name in store.read_manifest(session.adapter(arm.weights), "adapter")["tasks"]
 
 
 def decide_all(session: Session, tasks: Sequence[Task], arms: Sequence[Arm], rows: Sequence[Row]) -> list[Verdict]:
@@ -153,7 +157,8 @@ def write_run(
         store.write_jsonl(building / "passages.jsonl", (asdict(p) for p in _passages_of(rows, session)))
         store.write_json(building / "verdicts.json", [asdict(v) for v in verdicts])
         store.write_json(building / "decision.json", asdict(_decision(verdicts, choices)))
-        Router.from_tasks(tasks, session.embedder, session.project.default_task).save(building)
+        # All tasks, measured or not: a router that knows one task only would take every question for one of it.
+        Router.from_tasks(session.tasks, session.embedder, session.project.default_task).save(building)
 
 
 def _decision(verdicts: Sequence[Verdict], choices: Mapping[str, Choices]) -> Decision:

@@ -51,10 +51,9 @@ Results go to standard output, progress and warnings to standard error. `--json`
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | it failed, or `check` or `doctor` found something wrong |
+| 1 | it failed, `check` or `doctor` found something wrong, or whoever read the output stopped reading |
 | 2 | a flag, a setting, a document or a question file cannot be used |
 | 130 | interrupted |
-| 141 | whoever read the output stopped reading |
 
 An error is one line that says what came, what was expected and what to do.
 """

@@ -11,6 +11,7 @@ from ragtune.config import ProjectConfig, build_config, load_config
 from ragtune.errors import ConfigError
 
 SMALLEST = 'name = "lake"\n'
+TASK = '[tasks.facts]\nquestions = "facts.jsonl"\ninstruction = "Be short."\n'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -44,12 +45,9 @@ def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[index]\npassage_token = 9\n", "unknown key index.passage_token "),
-        (
-            '[tasks.facts]\nquestions = "q.jsonl"\ninstruction = "x"\nmetrics = "y"\n',
-            "unknown key tasks.facts.metrics ",
-        ),
-        ("colour = 1\n", "unknown key colour (top-level keys: name, documents, default_task, index, retrieval"),
+        ("[index]\npassage_token = 9\n", "unknown key index.passage_token; expected one of: embedder, passage_tokens,"),
+        (f'{TASK}metrics = "y"\n', "unknown key tasks.facts.metrics; expected one of: questions, instruction, format"),
+        ("colour = 1\n", "unknown key colour; expected one of: name, documents, default_task, index, retrieval"),
         ('root = "/"\n', "unknown key root"),
         ('[index]\npassage_tokens = "many"\n', "index.passage_tokens = 'many': Input should be a valid integer"),
         ("[index]\npassage_tokens = 1\n", "index.passage_tokens = 1: Input should be greater than or equal to 16"),
@@ -59,10 +57,7 @@ def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
         ("index = 3\n", "index = 3: Input should be"),
         ('[tasks.facts]\ninstruction = "x"\n', "key tasks.facts.questions is missing"),
         ('default_task = "poems"\n', "default_task 'poems' is not a task; tasks are: none"),
-        (
-            '[tasks.facts]\nquestions = "q"\ninstruction = "x"\nformat = "ode"\n',
-            "tasks.facts.format = 'ode': Input should",
-        ),
+        (f'{TASK}format = "ode"\n', "tasks.facts.format = 'ode': Input should be 'short', 'label', 'json' or 'text'"),
     ],
 )
 def test_wrong_settings_are_named_with_their_place(tmp_path: Path, text: str, message: str) -> None:

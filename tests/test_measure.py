@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_the_instruction_with_passages_is_chosen_by_itself(tmp_path: Path) -> No
     made = task()
     place = bench(tmp_path)
     hits = {question.id: (hit("p"),) for question in made.questions}
-    place = Bench(place.log, hits, {}, place.retrieval, place.config, place.report)
+    place = replace(place, hits=hits)
 
     def obeys(messages: Sequence[Message]) -> bool:
         reads = "Use these passages" in messages[-1].content
@@ -235,7 +236,7 @@ def test_rows_come_in_the_order_of_the_questions_and_are_asked_once(tmp_path: Pa
     questions = made.split("test")
     reports: list[tuple[str, int, int]] = []
     place = bench(tmp_path)
-    place = Bench(place.log, {}, {}, place.retrieval, place.config, lambda *report: reports.append(report))
+    place = replace(place, report=lambda *report: reports.append(report))
     assistant = build_assistant(ARMS["prompt"], made, "Be short.", (), generator, place)
     rows = ask_all(assistant, questions[:7], place, "first")
     assert [row.question_id for row in rows] == [question.id for question in questions[:7]]
@@ -253,8 +254,8 @@ def test_other_weights_labels_or_lengths_are_other_requests(tmp_path: Path) -> N
     variants = [
         (made, "a"),
         (made, "b"),  # other weights
-        (Task(**{**_fields(made), "labels": COLOURS[:2]}), "a"),
-        (Task(**{**_fields(made), "max_answer_tokens": 2}), "a"),
+        (replace(made, labels=COLOURS[:2]), "a"),
+        (replace(made, max_answer_tokens=2), "a"),
     ]
     for each, name in variants:
         generator = ScriptedGenerator(lambda _: "red", name)
@@ -266,15 +267,11 @@ def test_other_weights_labels_or_lengths_are_other_requests(tmp_path: Path) -> N
     assert len(list(store.read_jsonl(tmp_path / "answers.jsonl"))) == len(variants)
 
 
-def _fields(made: Task) -> dict[str, object]:
-    return {name: getattr(made, name) for name in made.__slots__}
-
-
 def test_an_arm_is_given_the_passages_that_it_stands_for(tmp_path: Path) -> None:
     place = bench(tmp_path)
     found = (hit("wrong"), hit("gold", 2))
     gold = {"test-1": (passage("gold"),), "test-2": ()}
-    place = Bench(place.log, {"test-1": found, "test-2": found}, gold, place.retrieval, place.config, place.report)
+    place = replace(place, hits={"test-1": found, "test-2": found}, gold=gold)
     answerable = Question("test-1", "What?", ("red",), "colours", "test")
     unanswerable = Question("test-2", "What?", (), "colours", "test")
 
@@ -292,7 +289,7 @@ def test_few_shot_examples_carry_passages_only_where_the_arm_does(tmp_path: Path
     made = task()
     examples = draw_examples(made, 2, 0)
     hits = {question.id: (hit("p"),) for question in made.questions}
-    place = Bench(place.log, hits, {}, place.retrieval, place.config, place.report)
+    place = replace(place, hits=hits)
     shown = {
         name: [
             example.passages for example in build_assistant(arm, made, "Be short.", examples, _mute(), place).examples

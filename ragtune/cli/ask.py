@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ def command(
     if not sys.stdin.isatty():
         raise InputError('no question given; write it as an argument: ragtune ask "..."')
     out().print("Ask about the documents; an empty line ends the chat.", style="dim")
-    while line := out().input("[bold]> [/bold]").strip():
-        try:
-            _answer(session, line, arm, task, as_json)
-        except InputError as error:
-            fail(str(error))
+    with suppress(EOFError):  # so does Ctrl-D
+        while line := out().input("[bold]> [/bold]").strip():
+            try:
+                _answer(session, line, arm, task, as_json)
+            except InputError as error:
+                fail(str(error))
 
 
 def _answer(session: Any, question: str, arm: str | None, task: str | None, as_json: bool) -> None:
@@ -68,11 +70,18 @@ def _answer(session: Any, question: str, arm: str | None, task: str | None, as_j
 def _print_sources(answer: Answer) -> None:
     if answer.refused:
         out().print("The documents do not tell.", style="yellow")
+    closest = None if answer.citations or answer.refused else _closest(answer)
     for number, hit in enumerate(answer.hits, 1):
         cited = hit.passage.id in answer.citations
         where = f"{hit.passage.document_id}:{hit.passage.start}-{hit.passage.end}"
-        mark = " cited" if cited else ""
-        out().print(f"  [{number}] {where}{mark}", markup=False, style="cyan" if cited else "dim")
+        mark = "  cited" if cited else "  closest to the answer" if hit.passage.id == closest else ""
+        out().print(f"  [{number}] {where}{mark}", markup=False, style="cyan" if mark else "dim")
+
+
+def _closest(answer: Answer) -> str | None:
+    from ragtune.prompting.strategies import closest_passage
+
+    return closest_passage(answer.text, [hit.passage for hit in answer.hits])
 
 
 def _as_json(answer: Answer, reason: str) -> dict[str, Any]:

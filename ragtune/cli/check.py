@@ -38,7 +38,7 @@ def command(config_path: Path, as_json: bool) -> None:
         )
     else:
         for task, splits in found.counts.items():
-            out().print(f"{task}: " + ", ".join(f"{count} {split}" for split, count in splits.items()))
+            out().print(f"{task}: " + ", ".join(f"{count} {split}" for split, count in splits.items()), markup=False)
         for task in found.counts:
             warnings = [f for f in found.warnings if f.task == task]
             for finding in warnings[:_SHOWN]:

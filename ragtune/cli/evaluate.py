@@ -52,6 +52,7 @@ def command(
 
 
 def _print_verdicts(verdicts: tuple[Verdict, ...]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False)
@@ -60,10 +61,10 @@ def _print_verdicts(verdicts: tuple[Verdict, ...]) -> None:
     for verdict in verdicts:
         score = verdict.summary(verdict.arm).score
         table.add_row(
-            verdict.task,
+            escape(verdict.task),
             f"[bold]{verdict.arm}[/bold]",
             f"{score.mean:.2f} ({score.low:.2f}-{score.high:.2f})",
             verdict.status,
-            verdict.reason.replace("[", "\\["),
+            escape(verdict.reason),
         )
     out().print(table)

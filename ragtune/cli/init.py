@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import click
 
 from ragtune import store
 from ragtune.cli.output import out
+from ragtune.config import build_config
 from ragtune.errors import InputError
 
 _TEMPLATE = """\
 # What ragtune knows about this project. Every key is optional but name and documents.
 name = "{name}"
-documents = "{documents}"
+documents = {documents}
 
 [index]
 embedder = "all-minilm-l6-v2"       # embedded default; or a local folder, or a hub id
@@ -63,7 +65,9 @@ def command(documents: Path, name: str | None, force: bool) -> None:
     if target.exists() and not force:
         raise InputError(f"{target} exists already; edit it, or replace it with --force")
     chosen = name or re.sub(r"[^a-z0-9._-]+", "-", documents.resolve().name.lower()).strip("-._") or "documents"
-    path = str(documents).replace("\\", "\\\\").replace('"', '\\"')
+    build_config({"name": chosen}, target)  # refuses a name that could not be loaded again
+    # A JSON string is a TOML string, too.
+    path = json.dumps(str(documents), ensure_ascii=False)
     store.write_text(target, _TEMPLATE.format(name=chosen, documents=path))
     out().print(f"wrote {target}. Next:", markup=False)
     for line in ("ragtune index", 'ragtune ask "your question"', "ragtune check   (once you have added a task)"):

@@ -14,13 +14,22 @@ def command() -> None:
     """List, show and prepare models.
 
     A model is an embedded default (a Python package, no hub needed), a local folder, or a hub id owner/name.
+
+    \b
+    Example:
+      ragtune models list
     """
 
 
 @command.command("list")
 @json_option
 def list_models(as_json: bool) -> None:
-    """List the embedded models and whether they are ready."""
+    """List the embedded models and whether they are ready.
+
+    \b
+    Example:
+      ragtune models list --json
+    """
     from ragtune.generator import models
 
     found = [models.status(name) for name in models.EMBEDDED]

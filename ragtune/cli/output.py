@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -22,30 +23,39 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @cache
 def out() -> Console:
-    """Results, to standard output. Colours only on a terminal; rich respects NO_COLOR."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
+    """Results, to standard output. Colours only on a terminal, and none with NO_COLOR."""
+    return _console()
 
 
 @cache
 def err() -> Console:
     """Progress and warnings, to standard error."""
+    return _console(stderr=True)
+
+
+def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    # Left to itself rich turns `:key:` into a picture, and with NO_COLOR it still writes bold and dim.
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(stderr=stderr, color_system=colours, highlight=False, soft_wrap=True, emoji=False)
 
 
 def fail(message: str) -> None:
     """One line on standard error."""
     err().print("[red]error:[/red]", end=" ")
-    err().print(" ".join(message.split("\n")), markup=False)
+    err().print(_one_line(message), markup=False)
 
 
 def warn(message: str) -> None:
     """One warning line on standard error."""
     err().print("[yellow]warning:[/yellow]", end=" ")
-    err().print(message, markup=False)
+    err().print(_one_line(message), markup=False)
+
+
+def _one_line(message: str) -> str:
+    """Names of files may hold anything."""
+    return " ".join(message.splitlines())
 
 
 def say(message: str) -> None:

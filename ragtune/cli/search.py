@@ -44,8 +44,10 @@ def command(query: str, config_path: Path, k: int | None, as_json: bool) -> None
             ]
         )
         return
+    from rich.markup import escape
+
     for hit in hits:
         where = f"{hit.passage.document_id}:{hit.passage.start}-{hit.passage.end}"
-        out().print(f"[bold]{hit.rank}.[/bold] {hit.score:.4f}  [cyan]{where}[/cyan]")
+        out().print(f"[bold]{hit.rank}.[/bold] {hit.score:.4f}  [cyan]{escape(where)}[/cyan]")
         out().print(hit.passage.text, markup=False, style="dim")
         out().print()

@@ -78,4 +78,4 @@ def command(
     state = "is up to date" if result.reused else "written"
     last = result.losses[-10:]
     loss = f", loss {result.losses[0]:.2f} -> {sum(last) / len(last):.2f}" if last else ""
-    out().print(f"{result.folder} {state}: {result.rows} rows, method {result.why_method}{loss}")
+    out().print(f"{result.folder} {state}: {result.rows} rows, method {result.why_method}{loss}", markup=False)

@@ -121,3 +121,19 @@ def read_citations(text: str, passages: Sequence[Passage]) -> tuple[str, tuple[s
 def is_refusal(text: str) -> bool:
     """True when the text begins by saying that the documents do not tell, in our words or in the usual ones."""
     return _REFUSAL.search(" ".join(text.lower().replace("’", "'").split())) is not None
+
+
+def closest_passage(text: str, passages: Sequence[Passage]) -> str | None:
+    """The id of the passage that holds most of an answer's words, for answers without citations of their own.
+
+    None when no passage holds at least half of them. Small untuned models rarely write `[n]`; this says where to look,
+    not what the model used.
+    """
+    words = {word.strip(".,;:!?()'\"").lower() for word in text.split()} - {""}
+    shares = [
+        (len(words & {w.strip(".,;:!?()'\"").lower() for w in p.text.split()}) / len(words), -i, p.id)
+        for i, p in enumerate(passages)
+        if words
+    ]
+    best = max(shares, default=(0.0, 0, ""))
+    return best[2] if best[0] >= 0.5 else None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ragtune.assistant import ARMS, Assistant
 from ragtune.prompting.strategies import (
+    closest_passage,
     Example,
     abstention,
     build_messages,
@@ -212,3 +213,12 @@ def test_answers_are_no_refusals(text: str) -> None:
 @pytest.mark.parametrize("text", ["The rooms do not contain kettles.", "No, the fee does not provide parking."])
 def test_an_answer_about_what_is_missing_is_no_refusal(text: str) -> None:
     assert not is_refusal(text)
+
+
+def test_the_closest_passage_holds_most_of_the_answers_words() -> None:
+    texts = ("The fare is £8.00 each way.", "Bicycles travel free on Sundays.", "Dogs stay on deck.")
+    passages = [Passage(f"p{i}", "d", text, 0, len(text)) for i, text in enumerate(texts)]
+    assert closest_passage("free on Sundays", passages) == "p1"
+    assert closest_passage("£8.00", passages) == "p0"
+    assert closest_passage("nine o'clock tomorrow", passages) is None
+    assert closest_passage("", passages) is None
