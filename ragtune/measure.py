@@ -19,7 +19,7 @@ from ragtune.prompting.strategies import Example
 from ragtune.types import Arm, Generator, Hit, Message, Passage, Question, Reply, Row, Task
 
 _CHUNK = 64
-_EXAMPLE_PASSAGES = 2
+_EXAMPLE_PASSAGES = 1
 
 Logged = tuple[Reply, str | None]
 """A reply and, for label tasks, the text that the model writes freely."""
@@ -148,7 +148,7 @@ def build_assistant(
 
 
 def example_passages(gold: Sequence[Passage], hits: Sequence[Hit]) -> tuple[Passage, ...]:
-    """Two passages for a worked example: gold ones first, then hits; ordered by id so that gold has no fixed place."""
+    """The passage of a worked example: a gold one, else the best hit; several are ordered by id."""
     others = [hit.passage for hit in hits if hit.passage not in gold]
     return tuple(sorted([*gold, *others][:_EXAMPLE_PASSAGES], key=lambda p: p.id))
 
