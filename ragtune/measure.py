@@ -19,7 +19,6 @@ from ragtune.prompting.strategies import Example
 from ragtune.types import Arm, Generator, Hit, Message, Passage, Question, Reply, Row, Task
 
 _CHUNK = 64
-_EXAMPLE_PASSAGES = 1
 
 Logged = tuple[Reply, str | None]
 """A reply and, for label tasks, the text that the model writes freely."""
@@ -148,9 +147,8 @@ def build_assistant(
 
 
 def example_passages(gold: Sequence[Passage], hits: Sequence[Hit]) -> tuple[Passage, ...]:
-    """The passage of a worked example: a gold one, else the best hit; several are ordered by id."""
-    others = [hit.passage for hit in hits if hit.passage not in gold]
-    return tuple(sorted([*gold, *others][:_EXAMPLE_PASSAGES], key=lambda p: p.id))
+    """The passage of a worked example: a gold one, else the best hit. One keeps the shared beginning short."""
+    return (*gold, *(hit.passage for hit in hits))[:1]
 
 
 @dataclass(frozen=True, slots=True)

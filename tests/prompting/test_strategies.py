@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ragtune.assistant import ARMS, Assistant
 from ragtune.prompting.strategies import (
-    closest_passage,
     Example,
     abstention,
     build_messages,
+    closest_passage,
     is_refusal,
     may_abstain,
     read_citations,
