@@ -102,7 +102,8 @@ def measure_all(
             generator = session.generator(arm.weights, keep_others=False)
             for task in (t for t in tasks if _applies(session, arm, t)):
                 instruction = choices[task.name].instruction_for(arm, task)
-                examples = [q for q in task.questions if q.id in choices[task.name].example_ids]
+                by_id = {q.id: q for q in task.questions}
+                examples = [by_id[i] for i in choices[task.name].example_ids]  # in the order that dev chose
                 assistant = build_assistant(arm, task, instruction, examples, generator, bench)
                 rows += ask_all(assistant, _test(task, session.project), bench, f"{arm.name} on {task.name}")
     return choices, rows

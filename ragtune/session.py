@@ -137,7 +137,7 @@ class Session:
             return OPEN_TASK, "no decision yet"
         router = Router.load(self.project.place("runs"))
         name, reason = router.route(question, self.embedder)
-        return (self.task(name) if name else OPEN_TASK), reason
+        return (self.task(name) if name in self.project.tasks else OPEN_TASK), reason
 
     def _assistant(self, arm: Arm, task: Task) -> Assistant:
         decided = self.decision.instructions.get(task.name) if self.decision else None
@@ -155,9 +155,10 @@ class Session:
             return ()
         from ragtune.measure import draw_examples, example_passages
 
-        ids = set(self.decision.examples.get(task.name, ())) if self.decision else set()
+        chosen = self.decision.examples.get(task.name, ()) if self.decision else ()
+        by_id = {q.id: q for q in task.questions}
         config = self.project.evaluate
-        questions = [q for q in task.questions if q.id in ids] or draw_examples(task, config.shots, config.seed)
+        questions = [by_id[i] for i in chosen if i in by_id] or draw_examples(task, config.shots, config.seed)
         if arm.passages == "none":
             return tuple(Example(q) for q in questions)
         hits = self.retriever.search([q.text for q in questions])
