@@ -86,8 +86,8 @@ class EvaluateConfig(_Settings):
 class PricesConfig(_Settings):
     """`[prices]`: what an answer costs, in any one currency.
 
-    The defaults keep the proportions of OpenAI's price list for gpt-4o-mini (2024: an output token costs as much as 4
-    prompt tokens, a trained token as much as 20).
+    By default an output token costs as much as 4 prompt tokens and a trained token as much as 20, roughly what some
+    secondary sources give for gpt-4o-mini. These prices decide which of two close arms is the cheaper: set your own.
     """
 
     currency: str = Field("units", description="name shown in the report")
