@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Stop
 
 from ragtune import store
 from ragtune.errors import ModelError
-from ragtune.generator.machine import best_dtype, device
+from ragtune.generator.machine import best_dtype, device, keep_freed_memory
 from ragtune.generator.methods import attach_adapter
 from ragtune.generator.quiet import calm_libraries
 from ragtune.types import Message, Reply
@@ -49,7 +49,15 @@ def load_weights(folder: Path, dtype: torch.dtype) -> Any:
     """The causal language model of a folder, in eval mode, on the best device."""
     with calm_libraries():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    keep_freed_memory()
     return model.to(device()).eval()
+
+
+def _contiguous(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """Copy the few hidden states that logits are wanted for: torch multiplies a sliced batch by a frozen matrix as a
+    batched product, with one copy of the matrix (here 49,152 wide) for each row."""
+    return (inputs[0].contiguous(),)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from ragtune.generator.quiet import calm_libraries
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 def best_dtype() -> torch.dtype:
     """Bf16 where it is fast (CUDA, or a CPU with AMX or AVX512-BF16), else fp32."""
@@ -18,6 +22,19 @@ def best_dtype() -> torch.dtype:
 def device() -> torch.device:
     """The first CUDA device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next step instead of giving it back and faulting it in again.
+
+    Activations are freed and asked for again at every step; measured on 2 cores, training gains about 20 % (mallopt(3)).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        for option, value in ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1)):
+            mallopt(option, value)
 
 
 def gpu_name() -> str | None:

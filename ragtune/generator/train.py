@@ -30,6 +30,7 @@ from ragtune.generator.methods import Method, keep_in_nf4, round_to_nf4
 from ragtune.generator.quiet import calm_libraries
 
 IGNORED = -100
+_PLAIN_ATTENTION_TOKENS = 256
 _CHECKPOINT_FILES = ("adapter_model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error")
 
@@ -99,8 +100,9 @@ class _AnswerTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels = inputs["labels"]
-        kept = int((labels != IGNORED).any(0).nonzero()[0])
-        kept = labels.shape[1] - kept
+        width = labels.shape[1]
+        kept = width - int((labels != IGNORED).any(0).nonzero()[0])
+        self._attend(width)
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -110,6 +112,12 @@ class _AnswerTrainer(Trainer):
         )
         loss = answer_loss(outputs.logits, labels[:, -kept:], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _attend(self, width: int) -> None:
+        """On a CPU, plain attention for short rows: the fused kernel's backward pass is slower there."""
+        if self.args.device.type == "cpu":
+            model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            model.set_attn_implementation("eager" if width <= _PLAIN_ATTENTION_TOKENS else "sdpa")
 
 
 @dataclass(frozen=True, slots=True)
