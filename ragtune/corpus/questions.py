@@ -46,7 +46,7 @@ def load_task(
             )
         if format == "json":
             for answer in question.answers:
-                _check_json(answer, where)
+                _check_json(answer, metric, where)
         lines[question.id] = number
         questions.append(question)
     if not questions:
@@ -180,11 +180,13 @@ def _name(value: object) -> str:
     return names.get(type(value).__name__) or ("list" if isinstance(value, list) else "object")
 
 
-def _check_json(answer: str, where: str) -> None:
+def _check_json(answer: str, metric: str, where: str) -> None:
     try:
-        json.loads(answer, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(answer, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise QuestionError(f"{where}: answer {answer!r} is not JSON ({error}), which format json expects") from None
+    if metric == "field_match" and not isinstance(value, dict):
+        raise QuestionError(f"{where}: answer {answer!r} is a JSON {_name(value)}, field_match expects an object")
 
 
 def _check_labels(question: Question, labels: Sequence[str], where: str) -> None:
