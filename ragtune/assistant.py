@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from ragtune import store
+from ragtune.config import OtherGeneratorConfig
 from ragtune.errors import ConfigError
 from ragtune.prompting.budget import fit
 from ragtune.prompting.strategies import CITING_FORMATS, Example, build_messages, is_refusal, read_citations
-from ragtune.types import Answer, Arm, Embedder, Generator, Hit, Message, Reply, Task
+from ragtune.types import Answer, Arm, Generator, Hit, Message, Reply, Task
 
 ARMS = {
     arm.name: arm
@@ -41,14 +39,28 @@ OPEN_TASK = Task(
 """The task of a question when the project has none: plain question answering over the documents."""
 
 
-def get_arm(name: str) -> Arm:
+def other_arms(generators: Mapping[str, OtherGeneratorConfig]) -> dict[str, Arm]:
+    """The arms of other generators by name: `big:retrieve` is `retrieve`, answered by `[generators.big]`."""
+    return {
+        f"{name}:{arm}": replace(ARMS[arm], name=f"{name}:{arm}", generator=name)
+        for name, config in generators.items()
+        for arm in config.arms
+    }
+
+
+def get_arm(name: str, arms: Mapping[str, Arm] = ARMS) -> Arm:
     """The arm of a name.
 
     Raises: ConfigError listing the arms.
     """
-    if name not in ARMS:
-        raise ConfigError(f"unknown arm {name!r}; expected one of: {', '.join(ARMS)}")
-    return ARMS[name]
+    if name not in arms:
+        raise ConfigError(f"unknown arm {name!r}; expected one of: {', '.join(arms)}")
+    return arms[name]
+
+
+def choice_key(task: str, generator: str | None) -> str:
+    """Under what name prompt choices are kept: each generator has its own, chosen with it on dev."""
+    return task if generator is None else f"{generator}:{task}"
 
 
 @dataclass(frozen=True)
@@ -110,55 +122,6 @@ class Assistant:
         seconds = time.perf_counter() - started
         reply = Reply(text, sum(count(message.content) for message in prompt), count(text), seconds)
         return self.read(question, used, reply)
-
-
-ROUTER = "router.npz"
-_NEIGHBOURS = 8
-_SURE = 0.6
-
-
-@dataclass(frozen=True)
-class Router:
-    """Which task a question belongs to, by its nearest training questions; unsure means the default task."""
-
-    tasks: tuple[str, ...]
-    default: str
-    vectors: np.ndarray
-    owners: np.ndarray
-
-    @classmethod
-    def from_tasks(cls, tasks: Sequence[Task], embedder: Embedder, default: str, most: int = 128) -> Router:
-        """Embed up to `most` training questions of each task."""
-        texts = [(q.text, i) for i, task in enumerate(tasks) for q in task.split("train")[:most]]
-        vectors = np.asarray(embedder.embed([text for text, _ in texts])) if texts else np.zeros((0, 1))
-        return cls(tuple(t.name for t in tasks), default, vectors, np.array([i for _, i in texts], dtype=np.int64))
-
-    def route(self, question: str, embedder: Embedder) -> tuple[str, str]:
-        """(task, reason). The nearest training questions vote; below 60 % agreement the default task is taken."""
-        if not len(self.owners):
-            return self.default, "no training questions to compare with"
-        similarity = self.vectors @ np.asarray(embedder.embed([question]))[0]
-        nearest = self.owners[np.argsort(-similarity, kind="stable")[:_NEIGHBOURS]]
-        votes = np.bincount(nearest, minlength=len(self.tasks))
-        best = int(votes.argmax())
-        share = votes[best] / len(nearest)
-        if share < _SURE:
-            return self.default, f"unsure: only {share:.0%} of the nearest training questions agree"
-        return self.tasks[best], f"{share:.0%} of the nearest training questions are of this task"
-
-    def save(self, folder: Path) -> None:
-        """Write into a folder that `store.atomic_folder` is building."""
-        names = json.dumps({"tasks": self.tasks, "default": self.default})
-        np.savez(
-            folder / ROUTER, vectors=self.vectors, owners=self.owners, names=np.frombuffer(names.encode(), np.uint8)
-        )
-
-    @classmethod
-    def load(cls, folder: Path) -> Router:
-        """Read a router back (NumPy arrays and JSON, no pickle)."""
-        with np.load(folder / ROUTER, allow_pickle=False) as arrays:
-            names = json.loads(arrays["names"].tobytes())
-            return cls(tuple(names["tasks"]), names["default"], arrays["vectors"], arrays["owners"])
 
 
 @dataclass(frozen=True, slots=True)

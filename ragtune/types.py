@@ -127,6 +127,8 @@ class Arm:
     weights: Weights
     reference: bool = False
     """Reference arms are measured for what they explain; they cannot win a verdict."""
+    generator: str | None = None
+    """Which of the config's `[generators]` answers; None means the project's own model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ArmSummary:
-    """One arm on one task: how good, how dear, how many questions."""
+    """One arm on one task: how good, how dear, how many questions.
+
+    `probability_best` is 0 for reference arms and for dropped ones. `dropped_after` is the number of questions after
+    which racing dropped the arm; None means that it was asked all.
+    """
 
     arm: str
     score: Interval
@@ -214,6 +220,8 @@ class ArmSummary:
     seconds_p95: float
     reference: bool
     in_best_set: bool
+    probability_best: float = 0.0
+    dropped_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +243,23 @@ class Verdict:
             if row.arm == arm:
                 return row
         raise KeyError(arm)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterFacts:
+    """How well a router does on `n` questions that it was not fitted to, as if each task were asked equally often.
+
+    `per_task`: the share of a task's questions for which it is the likeliest task; 0 where a task has too few to be
+    learned. `accuracy`: the mean of these. `covered`: the share of questions (of learned tasks) that are routed, not
+    left to the default; `precision`: the share of those that are right, 0 when none is routed. The temperature and
+    the threshold are chosen on the same predictions, so with few questions `precision` is a little high.
+    """
+
+    accuracy: float
+    covered: float
+    n: int
+    per_task: Mapping[str, float]
+    precision: float
 
 
 class Embedder(Protocol):

@@ -1,23 +1,19 @@
-"""An arm at work, and the router that picks one."""
+"""An arm at work."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ragtune import store
-from ragtune.assistant import ARMS, OPEN_TASK, Assistant, Decision, Router, get_arm
+from ragtune.assistant import ARMS, OPEN_TASK, Assistant, Decision, get_arm
 from ragtune.errors import ConfigError, StoreError
 from ragtune.prompting.strategies import Example
-from ragtune.testing import HashEmbedder, ScriptedGenerator
+from ragtune.testing import ScriptedGenerator
 from ragtune.types import AnswerFormat, Arm, Hit, Message, Passage, Question, Task
-
-EMBEDDER = HashEmbedder()
 
 
 def hits(*texts: str) -> tuple[Hit, ...]:
@@ -157,68 +153,6 @@ def test_the_open_task_may_answer_in_a_sentence() -> None:
     made = Assistant(ARMS["retrieve"], OPEN_TASK, OPEN_TASK.instructions[0], ScriptedGenerator(lambda _: "[1] It is."))
     answer = made.answer("Is it?", hits("It is."))
     assert (answer.text, answer.citations, answer.task) == ("It is.", ("p1",), "open")
-
-
-# --- routing ---------------------------------------------------------------------------------------------------------
-
-THINGS = ("pier", "boat", "house", "key", "flag", "oven", "bell", "well")
-FACTS = [f"Where is the {thing} of the lake" for thing in THINGS]
-LETTERS = [f"Dear team, my {thing} broke" for thing in THINGS]
-
-
-def questions(name: str, texts: Sequence[str]) -> tuple[Question, ...]:
-    return tuple(Question(f"{name}-{i}", text, ("x",), name, "train") for i, text in enumerate(texts))
-
-
-@pytest.fixture
-def router() -> Router:
-    tasks = [task(name=n, questions=questions(n, texts)) for n, texts in (("facts", FACTS), ("letters", LETTERS))]
-    return Router.from_tasks(tasks, EMBEDDER, "other")
-
-
-def test_neighbours_decide(router: Router) -> None:
-    assert router.route("Where is the anchor of the lake", EMBEDDER) == (
-        "facts",
-        "100% of the nearest training questions are of this task",
-    )
-    assert router.route("Dear team, my anchor broke", EMBEDDER)[0] == "letters"
-
-
-def test_unsure_means_the_default_task(router: Router) -> None:
-    # Half of its words are of one task, half of the other: the eight nearest are of both.
-    name, reason = router.route("boat boat boat house house house key key key flag flag flag", EMBEDDER)
-    assert name == "other"
-    assert reason == "unsure: only 50% of the nearest training questions agree"
-
-
-def test_only_train_questions_are_neighbours_and_not_too_many() -> None:
-    held_out = [replace(q, split="test") for q in questions("letters", LETTERS)]
-    made = Router.from_tasks([task(questions=[*held_out, *questions("lake", FACTS)])], EMBEDDER, "", most=3)
-    np.testing.assert_array_equal(made.vectors, EMBEDDER.embed(FACTS[:3]))
-    assert made.route("Dear team, my boat broke", EMBEDDER)[0] == "lake"
-
-
-def test_nothing_to_compare_with() -> None:
-    made = Router.from_tasks([task()], EMBEDDER, "other")
-    assert made.route("Where?", EMBEDDER) == ("other", "no training questions to compare with")
-
-
-def test_a_router_is_saved_without_pickle(router: Router, tmp_path: Path) -> None:
-    router.save(tmp_path)
-    with zipfile.ZipFile(tmp_path / "router.npz") as archive:
-        assert not any(b"|O" in archive.read(name)[:128] for name in archive.namelist())  # no object arrays
-    loaded = Router.load(tmp_path)
-    assert (loaded.tasks, loaded.default) == (router.tasks, router.default)
-    np.testing.assert_array_equal(loaded.vectors, router.vectors)
-    for question in ("Where is the anchor of the lake", "Dear team, my anchor broke"):
-        assert loaded.route(question, EMBEDDER) == router.route(question, EMBEDDER)
-
-
-def test_a_pickled_router_is_refused(router: Router, tmp_path: Path) -> None:
-    router.save(tmp_path)
-    np.savez(tmp_path / "router.npz", names=np.array([{"tasks": []}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        Router.load(tmp_path)
 
 
 def test_a_decision_comes_from_a_whole_run_only(tmp_path: Path) -> None:
