@@ -1,10 +1,10 @@
-"""Rows -> the verdict of one task: the cheapest arm within the margin of the best, among those not shown worse."""
+"""Rows -> the verdict of one task: the cheapest arm within the margin of the best, and whether that is settled."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,13 +16,15 @@ from ragtune.evaluator.compare import (
     best_set,
     holm,
     mean_interval,
-    paired_difference,
-    permutation_p_value,
+    probability_best,
     questions_needed,
     smallest_detectable_difference,
     win_tie_loss,
 )
-from ragtune.types import Arm, ArmSummary, Comparison, Interval, Row, Verdict
+from ragtune.evaluator.race import RACING_ALPHA
+from ragtune.evaluator.reason import decided, undecided
+from ragtune.evaluator.rule import Standing, choose, ranked
+from ragtune.types import Arm, ArmSummary, Comparison, Row, Verdict
 
 ALPHA = 0.05
 POWER = 0.8
@@ -61,32 +63,6 @@ Answered = Mapping[str, Row]
 """The rows of one arm by question id."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranking:
-    """The choice and what it follows from. `racers` are the arms that can win, best first."""
-
-    racers: Sequence[ArmSummary]
-    choice: ArmSummary
-    margin: float
-    scores: Mapping[str, Array]
-    seed: int
-
-    @property
-    def leader(self) -> ArmSummary:
-        return self.racers[0]
-
-    def cheaper(self, in_best_set: bool) -> list[ArmSummary]:
-        """The arms that cost less than the choice, best first."""
-        return [s for s in self.racers if _less(s.cost, self.choice.cost) and s.in_best_set == in_best_set]
-
-    def difference(self, a: ArmSummary, b: ArmSummary) -> Interval:
-        return paired_difference(self.scores[a.arm], self.scores[b.arm], 1 - ALPHA, self.seed)
-
-    def spread(self, a: ArmSummary, b: ArmSummary) -> float:
-        """Standard deviation of the paired differences."""
-        return float(np.std(self.scores[a.arm] - self.scores[b.arm], ddof=1)) if a.n > 1 else 0.0
-
-
 def decide(
     task: str,
     rows: Sequence[Row],
@@ -94,49 +70,125 @@ def decide(
     margin: float = MARGIN,
     prices: Prices = _DEFAULT_PRICES,
     seed: int = 0,
+    *,
+    clusters: Mapping[str, str] | None = None,
+    dropped: Mapping[str, int] | None = None,
+    racing_alpha: float = RACING_ALPHA,
 ) -> Verdict:
     """The verdict over the arms that have rows of this task; each mean is over the questions scored for all of them.
 
-    Let C be the arms that are not shown worse than the best (`compare.best_set`, 95 %) and the leader the arm with the
-    highest mean. The choice is the cheapest arm of C within `margin` of the leader. The verdict is undecided when only
-    one arm or fewer than 10 questions were measured, or when an arm cheaper than the choice is in C although its mean
-    lies more than `margin` below the leader's: more questions would show whether it suffices. `questions_needed` is
-    then the total for that arm against the leader (80 % power, Bonferroni over the arms). Reference arms never win and
-    don't limit the questions; one without a score on them is left out. `ArmSummary.cost` is the mean price of one
-    question. The order of `rows` doesn't matter.
+    The leader is the arm with the highest mean, the choice the cheapest arm whose mean is within `margin` of it. The
+    verdict is undecided when only one arm was measured, when there are fewer than 10 questions (or clusters), or when
+    an arm cheaper than the choice is not shown worse than another (`compare.best_set`) although its mean lies more
+    than `margin` below the leader's: more questions would show whether it suffices. `questions_needed` is then the
+    total for that arm against the leader (80 % power, Bonferroni over the pairs of arms). `ArmSummary.cost` is the mean
+    price of one question. The order of `rows` doesn't matter.
 
-    Raises: ConfigError for a negative margin; InputError when rows name an unknown arm, repeat a question, or leave no
-    question that all arms have scored.
+    Reference arms never win and don't limit the questions; one without a score on them is left out. Their p-values are
+    a Holm family of their own. The choice was picked after looking, so each family counts every pair that could have
+    been compared: all pairs of arms that can win, and all of those with a reference arm.
+
+    `clusters` gives the cluster of each question id, such as its source document (see `compare`); a question that it
+    doesn't name is a cluster by itself.
+
+    `dropped` says after how many questions racing dropped an arm; {} is a race that dropped none, None no race. A
+    dropped arm is out, is summarised over its own questions, doesn't limit the others', and is compared on the shared
+    ones, with a p-value of at least `racing_alpha`, since it was stopped when it looked worst. If all but one are
+    dropped, racing has decided. Racing may be wrong with probability `racing_alpha`; the best set gets what is left of
+    5 %.
+
+    Raises: ConfigError for a negative margin or a `racing_alpha` outside [0, 0.05); InputError when rows name an
+    unknown arm, repeat a question, or leave no question that all arms have scored, or when `dropped` names an arm that
+    did not race or leaves none.
     """
     if margin < 0:
         raise ConfigError(f"margin is {margin}, expected 0 or more (0.02 means two points out of a hundred)")
-    table = _by_arm(task, rows, arms)
-    asked = len({question for answered in table.values() for question in answered})
-    racing = {name: answered for name, answered in table.items() if not arms[name].reference}
-    questions = _common_questions(task, racing)
-    scores = {name: _scores(answered, questions) for name, answered in table.items()}
-    scores = {name: values for name, values in scores.items() if not np.isnan(values).all()}
-    best, _ = best_set({name: scores[name] for name in racing}, 1 - ALPHA, seed)
-    summaries = tuple(
-        replace(
-            _summary(arms[name], [table[name][q] for q in questions if q in table[name]], prices, scores[name], seed),
-            unscored=asked - sum(row.score is not None for row in table[name].values()),
-            in_best_set=name in best,
-        )
-        for name in scores
+    if not 0 <= racing_alpha < ALPHA:
+        raise ConfigError(f"racing_alpha is {racing_alpha}, expected at least 0 and less than the {ALPHA} of a verdict")
+    measured = _measured(task, rows, arms, dropped or {}, clusters)
+    alpha = ALPHA if dropped is None else ALPHA - racing_alpha
+    summaries = _summaries(measured, arms, prices, 1 - alpha, seed)
+    contenders = ranked(s for s in summaries if s.arm in measured.contenders)
+    standing = Standing(
+        contenders=contenders,
+        dropped=ranked(s for s in summaries if s.dropped_after is not None),
+        choice=choose(contenders, margin),
+        margin=margin,
+        scores=measured.scores,
+        clusters=measured.clusters,
+        confidence=1 - ALPHA,
+        seed=seed,
     )
-    ranking = _rank(summaries, margin, scores, seed)
-    status, reason, needed = _settle(ranking)
+    status, reason, needed = _settle(standing, alpha)
     return Verdict(
         task=task,
-        arm=ranking.choice.arm,
+        arm=standing.choice.arm,
         status=status,
         reason=reason,
         questions_needed=needed,
-        smallest_difference=_smallest_difference(ranking),
+        smallest_difference=_smallest_difference(standing),
         arms=summaries,
-        comparisons=_comparisons(ranking.choice.arm, scores, seed),
+        comparisons=_comparisons(standing, summaries, racing_alpha),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One task's rows, ready to compare. Arrays have shape (questions,), in the order of the sorted question ids.
+
+    `scores` of the arms that can still win, and of reference arms, are NaN outside the questions that all of the former
+    have scored; those of a dropped arm are its own.
+    """
+
+    rows: Mapping[str, list[Row]]
+    scores: Mapping[str, Array]
+    unscored: Mapping[str, int]
+    contenders: frozenset[str]
+    dropped: Mapping[str, int]
+    clusters: Sequence[str] | None
+
+
+def _measured(
+    task: str,
+    rows: Sequence[Row],
+    arms: Mapping[str, Arm],
+    dropped: Mapping[str, int],
+    clusters: Mapping[str, str] | None,
+) -> _Measured:
+    table = _by_arm(task, rows, arms)
+    contenders = _contenders(task, table, arms, dropped)
+    common = _common_questions(task, {name: table[name] for name in contenders})
+    asked = sorted({question for answered in table.values() for question in answered})
+    counted = {name: set(answered) if name in dropped else common for name, answered in table.items()}
+    scores = {name: _scores(answered, asked, counted[name]) for name, answered in table.items()}
+    return _Measured(
+        rows={name: [row for q, row in sorted(table[name].items()) if q in counted[name]] for name in table},
+        scores={name: values for name, values in scores.items() if not np.isnan(values).all()},
+        unscored={
+            name: (len(answered) if name in dropped else len(asked))
+            - sum(row.score is not None for row in answered.values())
+            for name, answered in table.items()
+        },
+        contenders=frozenset(contenders),
+        dropped=dropped,
+        clusters=None if clusters is None else [clusters.get(q, f"question {q}") for q in asked],
+    )
+
+
+def _contenders(
+    task: str, table: Mapping[str, Answered], arms: Mapping[str, Arm], dropped: Mapping[str, int]
+) -> list[str]:
+    """The arms that can win and were not dropped."""
+    raced = [name for name in table if not arms[name].reference]
+    if not raced:
+        raise InputError(f"task {task!r} has no rows of an arm that can win; measure at least one such arm")
+    strangers = set(dropped) - set(raced)
+    if strangers:
+        raise InputError(f"task {task!r}: {min(strangers)!r} was dropped, but it has no rows or is a reference arm")
+    left = [name for name in raced if name not in dropped]
+    if not left:
+        raise InputError(f"task {task!r}: all arms were dropped; a race leaves at least one")
+    return left
 
 
 def _by_arm(task: str, rows: Sequence[Row], arms: Mapping[str, Arm]) -> dict[str, dict[str, Row]]:
@@ -153,11 +205,9 @@ def _by_arm(task: str, rows: Sequence[Row], arms: Mapping[str, Arm]) -> dict[str
     return {name: answered for name, answered in table.items() if answered}
 
 
-def _common_questions(task: str, racing: Mapping[str, Answered]) -> list[str]:
-    """The questions that all arms answered with a score, sorted."""
-    if not racing:
-        raise InputError(f"task {task!r} has no rows of an arm that can win; measure at least one such arm")
-    scored = {name: {q for q, row in rows.items() if row.score is not None} for name, rows in racing.items()}
+def _common_questions(task: str, contenders: Mapping[str, Answered]) -> set[str]:
+    """The questions that all these arms answered with a score."""
+    scored = {name: {q for q, row in rows.items() if row.score is not None} for name, rows in contenders.items()}
     common = set.intersection(*scored.values())
     if not common:
         fewest = min(scored, key=lambda name: len(scored[name]))
@@ -165,151 +215,114 @@ def _common_questions(task: str, racing: Mapping[str, Answered]) -> list[str]:
             f"task {task!r} has no question with a score for every arm ({fewest!r} has a score for "
             f"{len(scored[fewest])}); evaluate all arms on the same questions"
         )
-    return sorted(common)
+    return common
 
 
-def _scores(answered: Answered, questions: Sequence[str]) -> Array:
-    found = (answered.get(question) for question in questions)
+def _scores(answered: Answered, asked: Sequence[str], counted: Set[str]) -> Array:
+    found = (answered.get(question) if question in counted else None for question in asked)
     return np.array([math.nan if row is None or row.score is None else row.score for row in found])
 
 
-def _summary(arm: Arm, rows: Sequence[Row], prices: Prices, scores: Array, seed: int) -> ArmSummary:
-    """One arm on the common questions; the caller adds how many are unscored and whether it is in the best set."""
-    p50, p95 = np.percentile([row.seconds for row in rows], (50, 95))
-    return ArmSummary(
-        arm=arm.name,
-        score=mean_interval(scores, 1 - ALPHA, seed),
-        n=int((~np.isnan(scores)).sum()),
-        unscored=0,
-        cost=math.fsum(map(prices.cost, rows)) / len(rows),
-        prompt_tokens=math.fsum(row.prompt_tokens for row in rows) / len(rows),
-        output_tokens=math.fsum(row.output_tokens for row in rows) / len(rows),
-        seconds_p50=float(p50),
-        seconds_p95=float(p95),
-        reference=arm.reference,
-        in_best_set=False,
+def _summaries(
+    measured: _Measured, arms: Mapping[str, Arm], prices: Prices, confidence: float, seed: int
+) -> tuple[ArmSummary, ...]:
+    """One summary for each arm with a score, in the order of `arms`."""
+    scores = {name: values for name, values in measured.scores.items() if name in measured.contenders}
+    best, _ = best_set(scores, confidence, seed, clusters=measured.clusters)
+    probability = probability_best(scores, seed, measured.clusters)
+    return tuple(
+        ArmSummary(
+            arm=name,
+            score=mean_interval(values, 1 - ALPHA, seed, clusters=measured.clusters),
+            n=int((~np.isnan(values)).sum()),
+            unscored=measured.unscored[name],
+            **_expenses(measured.rows[name], prices),
+            reference=arms[name].reference,
+            in_best_set=name in best,
+            probability_best=probability.get(name, 0.0),
+            dropped_after=measured.dropped.get(name),
+        )
+        for name, values in measured.scores.items()
     )
 
 
-def _less(a: float, b: float) -> bool:
-    """Less by more than the rounding of a sum."""
-    return a < b and not math.isclose(a, b, rel_tol=_ROUNDING)
+def _expenses(rows: Sequence[Row], prices: Prices) -> dict[str, float]:
+    """What one question took, on average, and in seconds at the median and the 95th percentile."""
+    p50, p95 = np.percentile([row.seconds for row in rows], (50, 95))
+    return {
+        "cost": math.fsum(map(prices.cost, rows)) / len(rows),
+        "prompt_tokens": math.fsum(row.prompt_tokens for row in rows) / len(rows),
+        "output_tokens": math.fsum(row.output_tokens for row in rows) / len(rows),
+        "seconds_p50": float(p50),
+        "seconds_p95": float(p95),
+    }
 
 
-def _rank(summaries: Sequence[ArmSummary], margin: float, scores: Mapping[str, Array], seed: int) -> _Ranking:
-    def order(s: ArmSummary) -> tuple[float, float, str]:
-        return -round(s.score.mean, 9), s.cost, s.arm
-
-    racers = sorted((s for s in summaries if not s.reference), key=order)
-    near = [s for s in racers if s.in_best_set and s.score.mean >= racers[0].score.mean - margin - _ROUNDING]
-    lowest = min(s.cost for s in near)
-    # `near` is sorted by mean, so of those that cost the same the first is the best
-    choice = next(s for s in near if not _less(lowest, s.cost))
-    return _Ranking(racers, choice, margin, scores, seed)
-
-
-def _settle(ranking: _Ranking) -> tuple[Literal["decided", "undecided"], str, int | None]:
+def _settle(standing: Standing, alpha: float) -> tuple[Literal["decided", "undecided"], str, int | None]:
     """Status, reason, questions needed."""
-    choice, leader = ranking.choice, ranking.leader
-    if len(ranking.racers) == 1:
+    choice, arms = standing.choice, len(standing.contenders)
+    if arms == 1 and not standing.dropped:
         return "undecided", f"Only one arm, `{choice.arm}`, was measured, so there is nothing to compare it with.", None
-    if choice.n < MINIMUM_QUESTIONS:
+    too_few = _too_few(standing)
+    if too_few:
+        return "undecided", *too_few
+    if standing.pending:
+        rival = min(standing.pending, key=lambda s: s.cost)
+        gap = standing.leader.score.mean - rival.score.mean
+        needed = questions_needed(gap, standing.spread(standing.leader, rival), alpha / math.comb(arms, 2), POWER)
+        needed = max(needed, choice.n + 1)  # with very few questions the formula is bolder than the best set
+        return "undecided", undecided(standing, rival, needed), needed
+    return "decided", decided(standing), None
+
+
+def _too_few(standing: Standing) -> tuple[str, int] | None:
+    """Why the questions are too few to tell any arms apart, and how many it takes; None when they are not."""
+    n = standing.choice.n
+    if n < MINIMUM_QUESTIONS:
         reason = (
-            f"Only {choice.n} question{'s have' if choice.n > 1 else ' has'} a score for every arm; "
+            f"Only {n} question{'s have' if n > 1 else ' has'} a score for every arm; "
             f"it takes at least {MINIMUM_QUESTIONS} to tell arms apart."
         )
-        return "undecided", reason, MINIMUM_QUESTIONS
-    pending = ranking.cheaper(in_best_set=True)
-    if pending:
-        rival = min(pending, key=lambda s: s.cost)
-        gap = leader.score.mean - rival.score.mean
-        needed = questions_needed(gap, ranking.spread(leader, rival), ALPHA / (len(ranking.racers) - 1), POWER)
-        needed = max(needed, choice.n + 1)  # with very few questions the formula is bolder than the best set
-        return "undecided", _reason_undecided(ranking, rival, needed), needed
-    return "decided", _reason_decided(ranking), None
+        return reason, MINIMUM_QUESTIONS
+    sources = standing.sources
+    if sources < MINIMUM_QUESTIONS:
+        reason = (
+            f"The {n} questions that have a score for every arm come from only {sources} "
+            f"source{'s' if sources > 1 else ''}; it takes at least {MINIMUM_QUESTIONS} sources to tell arms apart."
+        )
+        return reason, math.ceil(n * MINIMUM_QUESTIONS / sources)
+    return None
 
 
-def _smallest_difference(ranking: _Ranking) -> float:
+def _smallest_difference(standing: Standing) -> float:
     """What these questions can show between the choice and the best other arm; 1.0 when they can show nothing."""
-    others = [s for s in ranking.racers if s.arm != ranking.choice.arm]
-    if not others:
+    if not standing.others:
         return 1.0
-    spread = ranking.spread(ranking.choice, others[0])
+    other = standing.others[0]
+    spread = standing.spread(standing.choice, other)
     if spread <= _ROUNDING:  # they never differed, or always alike: what unseen questions could still change
-        interval = ranking.difference(ranking.choice, others[0])
+        interval = standing.difference(standing.choice, other)
         return min(1.0, max(interval.high - interval.mean, interval.mean - interval.low))
-    return min(1.0, smallest_detectable_difference(spread, ranking.choice.n, ALPHA, POWER))
+    return min(1.0, smallest_detectable_difference(spread, standing.shared(standing.choice, other), ALPHA, POWER))
 
 
-def _comparisons(choice: str, scores: Mapping[str, Array], seed: int) -> tuple[Comparison, ...]:
-    """The choice against every other arm, reference arms included."""
-    others = [name for name in scores if name != choice]
-    p_values = holm([permutation_p_value(scores[choice], scores[name], seed) for name in others])
+def _comparisons(standing: Standing, summaries: Sequence[ArmSummary], racing_alpha: float) -> tuple[Comparison, ...]:
+    """The choice against every other arm. Reference arms are a family of their own; see `decide` for the sizes."""
+    choice, raced = standing.choice, standing.others
+    references = [s for s in summaries if s.reference]
+    p_values = [
+        *holm([standing.p_value(s) for s in raced], math.comb(len(raced) + 1, 2)),
+        *holm([standing.p_value(s) for s in references], len(references) * (len(raced) + 1)),
+    ]
+    adjusted = {s.arm: p for s, p in zip((*raced, *references), p_values, strict=True)}
     return tuple(
         Comparison(
-            choice,
-            name,
-            paired_difference(scores[choice], scores[name], 1 - ALPHA, seed),
-            p_value,
-            *win_tie_loss(scores[choice], scores[name]),
+            choice.arm,
+            s.arm,
+            standing.difference(choice, s),
+            adjusted[s.arm] if s.dropped_after is None else max(adjusted[s.arm], racing_alpha),
+            *win_tie_loss(standing.scores[choice.arm], standing.scores[s.arm]),
         )
-        for name, p_value in zip(others, p_values, strict=True)
+        for s in summaries
+        if s is not choice
     )
-
-
-def _reason_decided(ranking: _Ranking) -> str:
-    choice, leader = ranking.choice, ranking.leader
-    if choice is leader:
-        sentences = [f"`{choice.arm}` scores {_text(choice.score)}, and no arm scores higher."]
-    else:
-        sentences = [
-            f"`{choice.arm}` scores {_text(choice.score)}, within {ranking.margin:g} of the highest, "
-            f"`{leader.arm}` with {leader.score.mean:.2f}, which costs {_ratio(leader, choice)}."
-        ]
-    sentences.append(_about_cheaper(ranking))
-    dearer = [s for s in ranking.racers if s.in_best_set and _less(choice.cost, s.cost)]
-    if choice is leader and dearer:
-        sentences.append(f"`{dearer[0].arm}` is not shown better and costs {_ratio(dearer[0], choice)}.")
-    return " ".join(sentences)
-
-
-def _about_cheaper(ranking: _Ranking) -> str:
-    cheaper = ranking.cheaper(in_best_set=False)
-    if not cheaper:
-        return "No other arm is cheaper."
-    which = "which would be cheaper" if len(cheaper) == 1 else f"the best of the {len(cheaper)} cheaper arms"
-    than = "" if ranking.choice is ranking.leader else f" than `{ranking.leader.arm}`"
-    return f"`{cheaper[0].arm}`, {which}, is worse{than} by {_text(ranking.difference(ranking.leader, cheaper[0]))}."
-
-
-def _reason_undecided(ranking: _Ranking, rival: ArmSummary, needed: int) -> str:
-    choice, leader = ranking.choice, ranking.leader
-    than = "" if choice is leader else f" than `{leader.arm}`"
-    return (
-        f"`{choice.arm}` scores {_text(choice.score)}. `{rival.arm}` would be cheaper and scores lower{than} by "
-        f"{_text(ranking.difference(leader, rival))}, which with {len(ranking.racers)} arms and {choice.n} questions "
-        f"may still be chance; about {_two_digits(needed)} questions would tell."
-    )
-
-
-def _text(interval: Interval) -> str:
-    """`0.91 (0.86 to 0.95)`; a third decimal only where the interval is narrow enough to support it."""
-    digits = 3 if interval.high - interval.low < 0.02 else 2
-    mean, low, high = (f"{round(v, digits) + 0.0:.{digits}f}" for v in (interval.mean, interval.low, interval.high))
-    return f"{mean} ({low} to {high})"
-
-
-def _ratio(dear: ArmSummary, cheap: ArmSummary) -> str:
-    """How much more `dear` costs than `cheap`, in words that follow `costs`."""
-    if cheap.cost <= 0:
-        return "more"
-    ratio = dear.cost / cheap.cost
-    if ratio < 1.95:
-        return f"{100 * (ratio - 1):.0f} % more" if ratio >= 1.005 else "about as much"
-    return f"{ratio:.{0 if ratio >= 9.5 else 1}f}".removesuffix(".0") + " times as much"
-
-
-def _two_digits(n: int) -> int:
-    """Rounded up to two significant digits."""
-    unit: int = 10 ** max(0, len(str(n)) - 2)
-    return math.ceil(n / unit) * unit

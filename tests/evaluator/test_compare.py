@@ -14,7 +14,9 @@ from ragtune.evaluator.compare import (
     holm,
     mean_interval,
     paired_difference,
+    paired_spread,
     permutation_p_value,
+    probability_best,
     questions_needed,
     smallest_detectable_difference,
     win_tie_loss,
@@ -29,6 +31,17 @@ def correlated(rng: np.random.Generator, n: int, means: list[float], binary: boo
     noise = stats.norm.cdf((shared + own) / math.sqrt(2))  # uniform on [0, 1] for each arm
     x = (noise < means).astype(float) if binary else np.asarray(means) + 0.2 * (noise - 0.5)
     return {f"a{i}": x[:, i] for i in range(len(means))}
+
+
+def in_documents(rng: np.random.Generator, documents: int, size: int, arms: int) -> tuple[list[Array], list[str]]:
+    """Right or wrong with probability 0.6, by arm; how well an arm reads a document is the same for all its questions.
+
+    Half of an arm's luck belongs to the document, so two questions of one document correlate by about 0.33.
+    """
+    labels = np.repeat(np.arange(documents), size)
+    luck = (rng.normal(size=(documents, arms))[labels] + rng.normal(size=(documents * size, arms))) / math.sqrt(2)
+    x = (stats.norm.cdf(luck) < 0.6).astype(float)
+    return list(x.T), [f"document {label}" for label in labels]
 
 
 # --- intervals of a mean ---
@@ -77,6 +90,16 @@ def test_other_constants_are_never_a_point() -> None:
     assert (half.low, half.mean, half.high) == pytest.approx((0.5 - other / 2, 0.5, 0.5 + other / 2))
     tie = paired_difference(np.ones(20), np.ones(20))
     assert (tie.low, tie.mean, tie.high) == pytest.approx((-other, 0.0, other))
+
+
+@pytest.mark.parametrize("n", [2, 5, 9])
+def test_under_ten_questions_the_interval_is_students_t_within_bounds(n: int) -> None:
+    x = np.random.default_rng(n).uniform(0.4, 0.6, n)
+    low, high = stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    interval = mean_interval(x)
+    assert (interval.low, interval.high) == pytest.approx((max(low, 0.0), min(high, 1.0)))
+    wide = mean_interval(np.array([0.0, 1.0] * (n // 2)))
+    assert 0.0 <= wide.low < 0.5 < wide.high <= 1.0
 
 
 def test_unscored_questions_are_left_out() -> None:
@@ -202,18 +225,33 @@ def test_two_arms_give_the_paired_t_interval() -> None:
     best, intervals = best_set({"a": a, "b": b})
     low, high = stats.ttest_1samp(a - b, 0).confidence_interval(0.95)
     assert best == {"a"}
-    assert (intervals["a"].low, intervals["a"].high) == pytest.approx((0.0, high), abs=0.002)
-    assert (intervals["b"].low, intervals["b"].high) == pytest.approx((-high, 0.0), abs=0.002)
+    assert (intervals["a"].low, intervals["a"].high) == pytest.approx((low, high), abs=0.002)
+    assert (intervals["b"].low, intervals["b"].high) == pytest.approx((-high, -low), abs=0.002)
     assert intervals["b"].mean == -intervals["a"].mean == pytest.approx((b - a).mean())
     assert low > 0
 
 
-def test_the_best_set_covers_the_best_arm_when_arms_are_equal() -> None:
-    """With equal arms each of them is a best one, so excluding a0 is a false claim."""
+def test_no_arm_is_called_worse_when_all_are_equal() -> None:
+    """The hardest case: any arm that is out is a false claim, and every one of ten pairs can be it."""
     rng = np.random.default_rng(7)
     for n in (10, 40):
-        missed = sum("a0" not in best_set(correlated(rng, n, [0.6] * 5), seed=i, resamples=300)[0] for i in range(300))
-        assert missed / 300 <= 0.05 + 0.025  # two standard errors of the simulation
+        false = sum(len(best_set(correlated(rng, n, [0.6] * 5), seed=i, resamples=300)[0]) < 5 for i in range(400))
+        assert false <= stats.binom.ppf(0.999, 400, 0.05)
+
+
+def test_what_is_shown_leaves_the_family() -> None:
+    """Four arms far apart; a1 trails a0 by 2.3 standard errors: enough for one pair (1.97), not for six (2.6)."""
+    rng = np.random.default_rng(3)
+    base = rng.random(200)
+    noise = rng.normal(size=200)
+    noise = 0.1 * (noise - noise.mean()) / noise.std(ddof=1)
+    a1 = base - 2.3 * 0.1 / math.sqrt(200) + noise
+    far = [base - gap + 0.1 * rng.normal(size=200) for gap in (0.5, 1.0)]
+    best, intervals = best_set({"a0": base, "a1": a1, "a2": far[0], "a3": far[1]})
+    assert best == {"a0"}
+    assert intervals["a0"].low < 0 < intervals["a0"].mean  # the intervals are those of the first step
+    alone, between_two = best_set({"a0": base, "a1": a1})
+    assert alone == {"a0"} and between_two["a0"].low > 0
 
 
 def test_a_strictly_best_arm_is_kept_and_the_intervals_hold_at_once() -> None:
@@ -262,6 +300,141 @@ def test_only_questions_that_all_arms_scored_count() -> None:
 
 def test_a_single_arm_is_the_best_one() -> None:
     assert best_set({"a": np.zeros(20)}) == ({"a"}, {})
+
+
+def test_holm_within_a_larger_family() -> None:
+    # two of six tests at hand: the smaller p times 6, the larger times 5
+    assert holm([0.02, 0.001], family=6) == pytest.approx([0.1, 0.006])
+    assert holm([0.02, 0.001], family=2) == holm([0.02, 0.001])
+    assert holm([], family=3) == []
+    with pytest.raises(InputError, match="family of 1 tests can't hold 2"):
+        holm([0.1, 0.2], family=1)
+
+
+@given(st.lists(st.floats(0.001, 1), min_size=2, max_size=8), st.integers(1, 7))
+def test_a_part_of_a_family_is_never_bolder_than_the_whole(p_values: list[float], size: int) -> None:
+    part = p_values[:size]
+    whole = holm(p_values)[:size]
+    assert all(p >= q - 1e-12 for p, q in zip(holm(part, family=len(p_values)), whole, strict=True))
+
+
+# --- the probability of being the best ---
+
+
+def test_the_probability_of_the_better_of_two_arms() -> None:
+    """With many questions the weighed mean is normal with variance sum of squares / (n (n + 1)) (Rubin 1981)."""
+    rng = np.random.default_rng(5)
+    a, b = rng.random(300), rng.random(300) - 0.03
+    d = a - b
+    expected = stats.norm.cdf(d.mean() / math.sqrt(((d - d.mean()) ** 2).sum() / (300 * 301)))
+    found = probability_best({"a": a, "b": b}, seed=1)
+    assert 0.6 < expected < 0.98
+    assert found["a"] == pytest.approx(expected, abs=0.015)  # three standard errors of 10,000 draws
+    assert sum(found.values()) == pytest.approx(1.0)
+
+
+def test_arms_that_tie_share_the_probability() -> None:
+    x = np.array([1.0, 0.0] * 10)
+    assert probability_best({"a": x, "b": x.copy(), "c": np.zeros(20)}) == {"a": 0.5, "b": 0.5, "c": 0.0}
+    assert probability_best({"a": x}) == {"a": 1.0}
+    holed = np.where(np.arange(20) < 10, x, NAN)
+    assert probability_best({"a": holed, "b": 1 - holed}, seed=2) == probability_best({"a": x[:10], "b": 1 - x[:10]}, 2)
+    with pytest.raises(InputError, match="for every arm"):
+        probability_best({"a": np.array([1.0, NAN]), "b": np.array([NAN, 1.0])})
+
+
+# --- clusters ---
+
+
+def test_a_cluster_for_each_question_changes_nothing() -> None:
+    rng = np.random.default_rng(4)
+    scores = correlated(rng, 40, [0.7, 0.5, 0.5], binary=False)
+    labels = [f"q{i:02}" for i in range(40)]  # in sorted order, so that the draws are the same
+    a, b = scores["a0"], scores["a1"]
+    assert mean_interval(a, clusters=labels) == mean_interval(a)
+    assert paired_difference(a, b, clusters=labels) == paired_difference(a, b)
+    assert permutation_p_value(a, b, clusters=labels) == permutation_p_value(a, b)
+    assert best_set(scores, clusters=labels) == best_set(scores)
+    assert probability_best(scores, clusters=labels) == probability_best(scores)
+    assert paired_spread(a, b, labels) == pytest.approx(paired_spread(a, b)) == pytest.approx((a - b).std(ddof=1))
+
+
+def test_copies_of_a_question_count_once() -> None:
+    rng = np.random.default_rng(6)
+    a, b = (rng.random(30) < 0.8).astype(float), (rng.random(30) < 0.6).astype(float)
+    labels = [f"q{i:02}" for i in range(30)] * 4
+    many = {"a": np.tile(a, 4), "b": np.tile(b, 4)}
+    once, copied = paired_difference(a, b), paired_difference(many["a"], many["b"], clusters=labels)
+    assert (copied.low, copied.mean, copied.high) == pytest.approx((once.low, once.mean, once.high))
+    assert permutation_p_value(many["a"], many["b"], clusters=labels) == permutation_p_value(a, b)
+    assert best_set(many, clusters=labels)[0] == best_set({"a": a, "b": b})[0]
+    assert probability_best(many, clusters=labels)["a"] == pytest.approx(probability_best({"a": a, "b": b})["a"])
+    assert paired_spread(many["a"], many["b"], labels) == pytest.approx(2 * paired_spread(a, b))  # root of 4 copies
+    assert paired_difference(many["a"], many["b"]).low > copied.low  # as if they were 120 questions
+
+
+def test_clustered_intervals_cover_and_plain_ones_do_not() -> None:
+    """40 documents with 6 questions each; the plain interval is too narrow by the design effect."""
+    rng = np.random.default_rng(8)
+    runs, covered = 300, {"clustered": 0, "plain": 0}
+    for i in range(runs):
+        (x,), labels = in_documents(rng, 40, 6, 1)
+        for kind, clusters in (("clustered", labels), ("plain", None)):
+            interval = mean_interval(x, seed=i, resamples=300, clusters=clusters)
+            covered[kind] += interval.low <= 0.6 <= interval.high
+    assert covered["clustered"] >= stats.binom.ppf(0.001, runs, 0.94)  # with 40 clusters, a point is forgiven
+    assert covered["plain"] < 0.85 * runs
+
+
+def test_clustered_tests_keep_their_level_and_plain_ones_do_not() -> None:
+    """Two equal arms whose luck belongs to the document."""
+    rng = np.random.default_rng(9)
+    runs, false = 250, {"clustered": np.zeros(2), "plain": np.zeros(2)}
+    for i in range(runs):
+        (a, b), labels = in_documents(rng, 30, 8, 2)
+        for kind, clusters in (("clustered", labels), ("plain", None)):
+            out = len(best_set({"a": a, "b": b}, seed=i, resamples=300, clusters=clusters)[0]) < 2
+            low_p = permutation_p_value(a, b, seed=i, resamples=299, clusters=clusters) <= 0.05
+            false[kind] += (out, low_p)
+    assert (false["clustered"] <= stats.binom.ppf(0.999, runs, 0.05)).all()
+    assert (false["plain"] > 0.12 * runs).all()
+
+
+def test_under_ten_clusters_the_interval_is_students_t_and_nobody_is_out() -> None:
+    rng = np.random.default_rng(1)
+    means = rng.uniform(0.3, 0.7, 9)
+    x = np.repeat(means, 20)  # what a cluster's questions share is all there is
+    labels = [f"d{i}" for i in range(9) for _ in range(20)]
+    low, high = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    interval = mean_interval(x, clusters=labels)
+    assert (interval.low, interval.high) == pytest.approx((low, high))
+    assert best_set({"a": x, "b": x - 0.3}, clusters=labels)[0] == {"a", "b"}
+    assert best_set({"a": x, "b": x - 0.3})[0] == {"a"}
+
+
+def test_one_cluster_says_next_to_nothing() -> None:
+    x = np.array([1.0, 0.0, 1.0, 1.0] * 10)
+    interval = mean_interval(x, clusters=["d"] * 40)
+    assert (interval.low, interval.high) == pytest.approx((0.75 - 0.975 * 0.75, 0.75 + 0.975 * 0.25))
+    assert permutation_p_value(x, np.zeros(40), clusters=["d"] * 40) == 1.0
+    assert paired_spread(x, np.zeros(40), ["d"] * 40) == 0.0
+
+
+def test_the_signs_of_a_cluster_flip_together() -> None:
+    # five clusters, all ahead: 2 of 32 sign patterns are as extreme, however many questions they hold
+    d = np.array([1.0, 1.0, 0.0, 1.0, 0.5, 1.0, 1.0, 1.0, NAN])
+    labels = ["a", "a", "b", "b", "c", "d", "d", "e", "e"]
+    assert permutation_p_value(d, np.zeros(9), clusters=labels) == 2 / 32
+
+
+def test_labels_go_with_the_questions_that_are_scored() -> None:
+    a = np.array([1.0, NAN, 0.0, 1.0] * 10)
+    labels = [f"d{i // 2}" for i in range(40)]
+    kept = ~np.isnan(a)
+    expected = mean_interval(a[kept], clusters=[label for label, keep in zip(labels, kept, strict=True) if keep])
+    assert mean_interval(a, clusters=labels) == expected
+    with pytest.raises(InputError, match="3 cluster labels for 40 questions"):
+        mean_interval(a, clusters=["a", "b", "c"])
 
 
 # --- planning ---

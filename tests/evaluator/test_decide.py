@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ragtune.errors import ConfigError, InputError
-from ragtune.evaluator.compare import questions_needed
+from ragtune.evaluator.compare import best_set, holm, permutation_p_value, probability_best, questions_needed
 from ragtune.evaluator.decide import Prices, decide
 from ragtune.types import Arm, Row
 
@@ -67,6 +67,27 @@ def test_the_cheapest_within_the_margin_wins() -> None:
     assert (verdict.arm, verdict.status) == ("tune", "decided")
     assert "within 0.02 of the highest, `tune+retrieve` with 0.91, which costs 6 times as much" in verdict.reason
     assert "No other arm is cheaper." in verdict.reason
+
+
+def test_a_difference_below_the_margin_is_not_paid_for_even_when_it_is_shown() -> None:
+    """At 1,000 questions a gap of 0.008 is shown; the margin says that it doesn't matter."""
+    tune = right(0.80, 1000)
+    better = [max(score, float(i % 25 == 24)) for i, score in enumerate(tune)]
+    scores = {"few-shot": right(0.5, 1000), "tune": tune, "tune+retrieve": better}
+    verdict = decide("facts", rows_of(scores), ARMS, margin=0.02)
+    assert (verdict.arm, verdict.status, verdict.questions_needed) == ("tune", "decided", None)
+    assert [s.in_best_set for s in verdict.arms] == [False, False, True]
+    assert re.search(
+        r"which costs 6 times as much\. It is shown to be worse, by 0\.00\d \(0\.0\d\d to 0\.0\d\d\), but by less than "
+        r"the margin\. `few-shot`, which would be cheaper, is worse than `tune\+retrieve` by 0\.3",
+        verdict.reason,
+    )
+    assert decide("facts", rows_of(scores), ARMS, margin=0.0).arm == "tune+retrieve"
+
+
+def test_the_leader_that_is_not_shown_better_is_not_said_to_be() -> None:
+    scores = {"tune": right(0.90, 200), "tune+retrieve": right(0.91, 200)}
+    assert "shown to be worse" not in decide("facts", rows_of(scores), ARMS).reason
 
 
 def test_a_cheaper_arm_that_may_suffice_leaves_it_undecided() -> None:
@@ -140,6 +161,159 @@ def test_reference_arms_are_reported_but_never_win_nor_limit_the_questions() -> 
     assert {c.b for c in verdict.comparisons} == {"few-shot", "oracle"}
     unscored = rows_of({"tune": right(0.9, 20), "few-shot": right(0.5, 20), "oracle": [None] * 20})
     assert [s.arm for s in decide("facts", unscored, ARMS).arms] == ["few-shot", "tune"]
+
+
+def test_p_values_are_corrected_for_every_pair_and_reference_arms_by_themselves() -> None:
+    scores = {
+        "few-shot": right(0.62, 120, 0.2),
+        "tune": right(0.8, 120),
+        "tune+retrieve": right(0.66, 120, 0.5),
+        "oracle": right(0.9, 120, 0.4),
+    }
+    verdict = decide("facts", rows_of(scores), ARMS, seed=3)
+    x = {name: np.array(values) for name, values in scores.items()}
+    raced = holm([permutation_p_value(x["tune"], x[name], 3) for name in ("few-shot", "tune+retrieve")], family=3)
+    oracle = holm([permutation_p_value(x["tune"], x["oracle"], 3)], family=3)
+    assert [(c.b, c.p_value) for c in verdict.comparisons] == [
+        ("few-shot", raced[0]),
+        ("tune+retrieve", raced[1]),
+        ("oracle", oracle[0]),
+    ]
+    without = decide("facts", rows_of({name: v for name, v in scores.items() if name != "oracle"}), ARMS, seed=3)
+    assert without.comparisons == verdict.comparisons[:2]
+
+
+def test_the_probability_of_being_best_is_that_of_the_arms_that_can_win() -> None:
+    scores = {"few-shot": right(0.75, 60, 0.3), "tune": right(0.8, 60), "oracle": [1.0] * 60}
+    verdict = decide("facts", rows_of(scores), ARMS, seed=2)
+    expected = probability_best({name: np.array(scores[name]) for name in ("few-shot", "tune")}, 2)
+    assert {s.arm: s.probability_best for s in verdict.arms} == {**expected, "oracle": 0.0}
+    assert 0.5 < expected["tune"] < 1.0
+
+
+# --- clusters ---
+
+
+def test_questions_of_one_document_are_resampled_together() -> None:
+    tune, few = right(0.80, 60), right(0.7, 60, 0.3)
+    rows = rows_of({"few-shot": few * 4, "tune": tune * 4})  # four copies of each question
+    copies = {f"q{i:04}": f"document {i % 60}" for i in range(240)}
+    plain, clustered = decide("facts", rows, ARMS), decide("facts", rows, ARMS, clusters=copies)
+    once = decide("facts", rows_of({"few-shot": few, "tune": tune}), ARMS)
+    assert plain.status == "decided"
+    assert clustered.status == once.status == "undecided"
+    assert clustered.smallest_difference == pytest.approx(once.smallest_difference)
+    assert clustered.comparisons[0].p_value == pytest.approx(once.comparisons[0].p_value, abs=0.02)
+    assert clustered.questions_needed == pytest.approx(4 * (once.questions_needed or 0), abs=4)
+    assert clustered.summary("tune").score.low == pytest.approx(once.summary("tune").score.low, abs=0.01)
+
+
+def test_a_question_without_a_cluster_stands_alone() -> None:
+    rows = rows_of({"few-shot": right(0.7, 60, 0.3), "tune": right(0.8, 60)})
+    named = {f"q{i:04}": f"question q{i:04}" for i in range(60)}
+    assert decide("facts", rows, ARMS, clusters={}) == decide("facts", rows, ARMS, clusters=named)
+
+
+def test_fewer_than_ten_sources_decide_nothing() -> None:
+    rows = rows_of({"few-shot": [0.0] * 45, "tune": [1.0] * 45})
+    verdict = decide("facts", rows, ARMS, clusters={f"q{i:04}": f"document {i % 9}" for i in range(45)})
+    assert (verdict.arm, verdict.status, verdict.questions_needed) == ("tune", "undecided", 50)
+    assert verdict.reason == (
+        "The 45 questions that have a score for every arm come from only 9 sources; "
+        "it takes at least 10 sources to tell arms apart."
+    )
+    assert all(s.in_best_set for s in verdict.arms)
+    one = decide("facts", rows, ARMS, clusters=dict.fromkeys((f"q{i:04}" for i in range(45)), "manual"))
+    assert "come from only 1 source;" in one.reason
+    assert (
+        decide("facts", rows, ARMS, clusters={f"q{i:04}": f"document {i % 10}" for i in range(45)}).status == "decided"
+    )
+
+
+# --- racing ---
+
+
+def raced(scores: Mapping[str, Sequence[float | None]], asked: Mapping[str, int]) -> list[Row]:
+    """Rows of a race: some arms answered only the first questions."""
+    return rows_of({name: values[: asked.get(name, len(values))] for name, values in scores.items()})
+
+
+def test_a_dropped_arm_is_out_and_keeps_its_own_questions() -> None:
+    scores = {"prompt": right(0.1, 200), "few-shot": right(0.86, 200, 0.3), "tune": right(0.9, 200)}
+    verdict = decide("facts", raced(scores, {"prompt": 24}), ARMS, dropped={"prompt": 17})
+    dropped = verdict.summary("prompt")
+    assert (dropped.n, dropped.unscored, dropped.dropped_after, dropped.in_best_set) == (24, 0, 17, False)
+    assert dropped.score.mean == pytest.approx(np.mean(scores["prompt"][:24]))
+    assert dropped.seconds_p50 == pytest.approx(1.25)  # of 0.1 to 2.4 seconds
+    assert dropped.probability_best == 0.0
+    assert [(s.n, s.unscored, s.dropped_after) for s in verdict.arms if s is not dropped] == [(200, 0, None)] * 2
+    against = next(c for c in verdict.comparisons if c.b == "prompt")
+    assert against.wins + against.ties + against.losses == 24
+    assert against.difference.mean == pytest.approx(np.mean(scores["tune"][:24]) - dropped.score.mean)
+    assert against.p_value == 0.02  # racing stopped it when it looked worst
+    assert verdict.arm == "tune"
+    assert verdict.reason.endswith("`prompt` was shown worse early and dropped after 17 questions.")
+
+
+def test_the_best_set_gets_the_error_that_racing_left() -> None:
+    scores = {"few-shot": right(0.75, 90, 0.3), "tune": right(0.8, 90), "tune+retrieve": right(0.84, 90, 0.1)}
+    x = {name: np.array(values) for name, values in scores.items()}
+    for seed in range(3):
+        for dropped, confidence in ((None, 0.95), ({}, 0.97)):
+            verdict = decide("facts", rows_of(scores), ARMS, seed=seed, dropped=dropped)
+            assert {s.arm for s in verdict.arms if s.in_best_set} == best_set(x, confidence, seed)[0]
+
+
+def test_racing_can_cost_the_decision() -> None:
+    """A difference that 5 % of error just shows is not shown by the 3 % that racing leaves."""
+    tune = [1.0] * 70
+    few = [0.0] * 5 + [1.0] * 65
+    rows = rows_of({"few-shot": few, "tune": tune})
+    assert decide("facts", rows, ARMS, dropped=None).status == "decided"
+    assert decide("facts", rows, ARMS, dropped={}).status == "undecided"
+    assert decide("facts", rows, ARMS, dropped={}, racing_alpha=0.0).status == "decided"
+
+
+def test_one_arm_left_is_decided_by_racing() -> None:
+    scores = {"prompt": right(0.1, 80), "few-shot": right(0.4, 80, 0.3), "tune": right(0.9, 80), "oracle": [1.0] * 80}
+    verdict = decide(
+        "facts", raced(scores, {"prompt": 24, "few-shot": 60}), ARMS, dropped={"prompt": 20, "few-shot": 48}
+    )
+    assert (verdict.arm, verdict.status, verdict.questions_needed) == ("tune", "decided", None)
+    assert re.fullmatch(
+        r"`tune` scores 0\.90 \(0\.\d\d to 0\.\d\d\), and no arm scores higher\. "
+        r"`few-shot`, the best of the 2 cheaper arms, is worse by 0\.5\d \(0\.3\d to 0\.6\d\) "
+        r"on the 60 questions that both answered\. "
+        r"All other arms were shown worse early and dropped after 20 to 48 questions\.",
+        verdict.reason,
+    )
+    assert verdict.summary("tune").probability_best == 1.0
+    assert {c.b for c in verdict.comparisons} == {"prompt", "few-shot", "oracle"}
+    assert 0 < verdict.smallest_difference < 1
+
+
+def test_dropped_arms_do_not_limit_the_questions_nor_their_gaps_anyone() -> None:
+    prompt: list[float | None] = [None] * 4 + [0.0] * 20
+    scores: dict[str, Sequence[float | None]] = {"prompt": prompt, "few-shot": right(0.5, 90), "tune": right(0.9, 90)}
+    verdict = decide("facts", rows_of(scores), ARMS, dropped={"prompt": 22})
+    assert [(s.n, s.unscored) for s in verdict.arms] == [(20, 4), (90, 0), (90, 0)]
+    plain = decide("facts", rows_of({name: v for name, v in scores.items() if name != "prompt"}), ARMS, dropped={})
+    assert [s for s in verdict.arms if s.arm != "prompt"] == list(plain.arms)
+
+
+def test_what_was_dropped_must_have_raced() -> None:
+    rows = rows_of({"few-shot": right(0.5, 20), "tune": right(0.9, 20), "oracle": [1.0] * 20})
+    with pytest.raises(InputError, match="'oracle' was dropped, but it has no rows or is a reference arm"):
+        decide("facts", rows, ARMS, dropped={"oracle": 10})
+    with pytest.raises(InputError, match="'prompt' was dropped, but it has no rows"):
+        decide("facts", rows, ARMS, dropped={"prompt": 10})
+    with pytest.raises(InputError, match="all arms were dropped"):
+        decide("facts", rows, ARMS, dropped={"tune": 10, "few-shot": 10})
+    with pytest.raises(ConfigError, match=r"racing_alpha is 0\.05, expected at least 0 and less than the 0\.05"):
+        decide("facts", rows, ARMS, dropped={}, racing_alpha=0.05)
+
+
+# --- all together ---
 
 
 def test_unscored_questions_count_for_no_arm() -> None:

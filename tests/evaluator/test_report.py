@@ -3,101 +3,36 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from html import unescape
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
-from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_sample import (
+    ARMS,
+    CAT,
+    DATA,
+    DECIDED,
+    DIAGNOSIS,
+    EVIL,
+    FACTS,
+    FINDINGS,
+    INGREDIENTS,
+    PASSAGE,
+    row,
+    summary,
+)
 
 from ragtune.errors import InputError
-from ragtune.evaluator.report import charts, tables, words
-from ragtune.evaluator.report.data import ReportData, TaskFacts
+from ragtune.evaluator.report import findings, measures, words
+from ragtune.evaluator.report.data import Findings, ReportData
 from ragtune.evaluator.report.examples import choose_examples, marked, runner_up
 from ragtune.evaluator.report.render import as_json, code, write_report
-from ragtune.types import Arm, ArmSummary, Comparison, Interval, Passage, Question, Row, Span, Verdict
-
-EVIL = '<script>alert("x")</script> ![pixel](http://evil.example/p.png) | a `b` *c*'
-TEXT = "Dogs travel free. A cat costs £4 in its box. Birds do not."
-PASSAGE = Passage("pets#1", "policies/pets.md", TEXT, 100, 100 + len(TEXT), ("Pets", "Prices"))
-OTHER = Passage("bikes#1", "policies/bikes.md", "Bicycles cost £6 each way.", 0, 26)
-CAT = Question(
-    "q1",
-    "What does a cat cost?",
-    ("£4", "4 pounds"),
-    "facts",
-    "test",
-    (Span("policies/pets.md", 118, 144, TEXT[18:44]),),
-)
-ARMS = (
-    Arm("prompt", False, "none", "base"),
-    Arm("retrieve", False, "retrieved", "base"),
-    Arm("raft", False, "retrieved", "raft"),
-    Arm("oracle", False, "gold", "base", True),
-)
-
-
-def row(arm: str, question: str, score: float | None, text: str = "£4", **changes: object) -> Row:
-    passages = ("pets#1", "bikes#1") if arm in ("retrieve", "raft") else ()
-    made = Row(
-        "facts", question, arm, score, {"exact_match": score, "token_f1": score}, text, passages, (), 99, 5, 0.5, False
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def summary(arm: str, mean: float, cost: float, **changes: object) -> ArmSummary:
-    interval = Interval(mean, mean - 0.05, mean + 0.05)
-    made = ArmSummary(arm, interval, 48, 0, cost, 412.4, 9.6, 0.5125, 1.2375, arm == "oracle", mean > 0.5)
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-DECIDED = Verdict(
-    "facts",
-    "raft",
-    "decided",
-    "`raft` scores 0.73 (0.68 to 0.78), and no arm scores higher.",
-    None,
-    0.0834,
-    (
-        summary("prompt", 0.1, 0.0091),
-        summary("retrieve", 0.52, 0.033, unscored=2),
-        summary("raft", 0.734, 0.0304),
-        summary("oracle", 0.83, 0.0149),
-    ),
-    (
-        Comparison("raft", "prompt", Interval(0.634, 0.5, 0.75), 0.0001, 30, 17, 1),
-        Comparison("raft", "oracle", Interval(-0.1, -0.2, -0.004), 0.042, 2, 40, 6),
-    ),
-)
-UNDECIDED = replace(
-    DECIDED, task="letters", status="undecided", reason="About 300 questions would tell.", questions_needed=287
-)
-FACTS = TaskFacts("facts", "short", "exact_match", "Answer briefly.", 48, 1, ("t1", "t2"), "Split by source document.")
-QUESTIONS = {f"q{i}": replace(CAT, id=f"q{i}") for i in range(1, 8)} | {
-    "u1": replace(CAT, id="u1", answers=(), evidence=())
-}
-ROWS = (
-    *(row("raft", f"q{i}", s) for i, s in enumerate((1.0, 0.25, 0.0, None, 1.0, 0.75, 0.5), 1)),
-    *(row("retrieve", f"q{i}", s, EVIL) for i, s in enumerate((0.0, 1.0, 0.0, 0.0, None, 0.25, 0.0), 1)),
-    row("raft", "u1", 1.0, "The documents do not say.", refused=True, passage_ids=()),
-    row("retrieve", "u1", 1.0, "", refused=True),
-)
-DATA = ReportData(
-    project="harbourline",
-    verdicts=(DECIDED, UNDECIDED),
-    tasks=(FACTS, replace(FACTS, name="letters", instruction=EVIL)),
-    arms=ARMS,
-    rows=ROWS,
-    questions=QUESTIONS,
-    passages={"pets#1": PASSAGE, "bikes#1": OTHER},
-    settings={"margin": "0.02", "confidence": "0.95"},
-    provenance={"base_model": "smollm2-135m-instruct", "note": "see http://example.org"},
-    currency="units",
-)
+from ragtune.types import Passage, Span
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +50,7 @@ def page(folder: Path) -> str:
 class Parsed(HTMLParser):
     """Elements in order; fails on an end tag that doesn't match."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "br")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -173,8 +108,8 @@ def test_untrusted_text_is_text(page: str) -> None:
 
 def test_sections_stand_in_order(page: str) -> None:
     sections = [a["id"] for tag, a in Parsed(page).elements if tag == "section"]
-    expected = ["verdict", "reading", "scores", "arms", "cost", "examples", "measures", "method", "provenance"]
-    assert sections == expected
+    explained = ["verdict", "reading", "scores", "arms", "ingredients", "causes", "cost"]
+    assert sections == [*explained, "examples", "measures", "method", "provenance"]
 
 
 def test_the_verdict_says_arm_score_cost_status_and_reason(page: str) -> None:
@@ -185,9 +120,21 @@ def test_the_verdict_says_arm_score_cost_status_and_reason(page: str) -> None:
         "0.73 (0.68 to 0.78) 0.030 units decided",
         "raft scores 0.73 (0.68 to 0.78), and no arm scores higher.",
         "0.030 units undecided About 300 questions would tell.",
+        "would tell. Probability of being the best: raft 90 %, retrieve 10 %.",
     ):
         assert expected in text
     assert "<code>raft</code> scores" in table
+
+
+def test_citations_are_shown_where_there_is_evidence(tmp_path: Path) -> None:
+    measured = {"citation_precision": 0.0, "citation_recall": 0.0}
+    rows = tuple(replace(r, scores={**r.scores, **measured}) if r.arm == "raft" else r for r in DATA.rows)
+    page = write_report(replace(DATA, rows=rows), tmp_path).read_text(encoding="utf-8")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    sentence = "5 of the 5 right answers that cite name no passage with evidence."
+    assert sentence in page and sentence in text
+    assert "<td>0.00 (8)</td><td>0.00 (8)</td><td>5 of 5</td>" in page
+    assert "| **raft** | 0.00 (8) | 0.00 (8) | 5 of 5 |" in text
 
 
 def test_examples_show_passages_with_the_evidence_marked(page: str) -> None:
@@ -203,12 +150,49 @@ def test_examples_show_passages_with_the_evidence_marked(page: str) -> None:
 def test_a_report_with_nothing_to_compare(tmp_path: Path) -> None:
     alone = replace(DECIDED, arm="prompt", arms=(summary("prompt", 0.0, 0.0),), comparisons=())
     rows = (row("prompt", "q1", None, "", scores={"exact_match": None, "token_f1": None}),)
-    page = write_report(replace(DATA, verdicts=(alone,), rows=rows), tmp_path).read_text(encoding="utf-8")
+    data = replace(DATA, verdicts=(alone,), rows=rows, findings={})
+    page = write_report(data, tmp_path).read_text(encoding="utf-8")
     assert Parsed(page).open == []
     assert "linear scale" in page and "logarithmic" not in page
-    assert words.NO_EXAMPLES in page
-    (measured,) = tables.measures(replace(DATA, rows=rows), alone)
-    assert measured.means == {"token_f1": None}
+    for sentence in (words.NO_EXAMPLES, words.NO_INGREDIENTS, words.NO_DIAGNOSIS, words.NO_BREAK_EVEN):
+        assert sentence in unescape(page) and sentence in (tmp_path / "report.md").read_text(encoding="utf-8")
+    (measured,) = measures.measures(data, alone)
+    assert measured.means == {"token_f1": measures.Mean(None, 0)}
+
+
+def test_a_report_without_what_newer_runs_tell(tmp_path: Path) -> None:
+    given = {f.name: getattr(DATA, f.name) for f in fields(DATA)[:10]}
+    page = write_report(ReportData(**given), tmp_path).read_text(encoding="utf-8")
+    assert Parsed(page).open == []
+    absent = ("When training pays off", "What tuning made", "Which task a question", "Freshness", "answers were asked")
+    assert not any(text in page for text in absent)
+
+
+def test_every_picture_has_its_name_and_a_table_behind_it(page: str) -> None:
+    for figure in re.findall(r"<figure>.*?</figure>", page, re.DOTALL):
+        name = re.search(r"<title[^>]*>(.+?)</title>", figure)
+        assert name is not None and len(name[1]) > 20
+        assert figure.index("</svg>") < figure.index('<details class="numbers">') < figure.index("<table")
+    assert page.count("<figure>") == page.count("<svg") == 2 + 2 + 2 + 1 + 1  # scores, costs, totals; shares, causes
+
+
+def test_findings_stand_in_their_sections(page: str) -> None:
+    text = " ".join(unescape(re.sub(r"<[^>]+>", "", page)).split())
+    ingredients, causes, cost = (text.index(t) for t in ("A share (", "Each answer of", "What one question costs"))
+    for sentence in (findings.ingredients_sentence(INGREDIENTS), words.NO_INGREDIENTS):
+        assert ingredients < text.index(sentence) < causes
+    for sentence in (
+        findings.diagnosis_sentence(DIAGNOSIS).replace("`", ""),
+        *findings.remedy_sentences(DIAGNOSIS),
+        "Retrieval miss evidence was not among the passages",
+        "Answered: £4 (score 0.25) Accepted: £4 · 4 pounds",
+        "the base model is always right on 3, sometimes on 5 and never on 8",
+        words.NO_DIAGNOSIS,
+    ):
+        assert causes < text.index(sentence) < cost
+    method = text[text.rindex("Data and method") :]
+    for sentence in ("344 of 384 answers", "tune forgot general knowledge", "the right task for 93 %", "3 of 70"):
+        assert sentence in method
 
 
 def test_equal_data_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
@@ -254,26 +238,41 @@ def test_json_holds_the_inputs_unrounded(folder: Path) -> None:
     assert found["settings"] == DATA.settings and found["provenance"] == DATA.provenance
     example = found["tasks"][0]["examples"][0]
     assert example["question"] == json.loads(json.dumps(asdict(CAT)))
-    assert example["chosen"]["row"] == json.loads(json.dumps(asdict(ROWS[0])))
+    assert example["chosen"]["row"] == json.loads(json.dumps(asdict(DATA.rows[0])))
     assert [(p["id"], p["gold"], p["cited"]) for p in example["other"]["passages"]] == [
         ("pets#1", True, False),
         ("bikes#1", False, False),
     ]
     assert found["tasks"][0]["pareto_front"] == ["prompt", "raft"]
+    assert found["tasks"][0]["findings"] == json.loads(json.dumps(asdict(FINDINGS)))
+    assert found["tasks"][1]["findings"] == {"diagnosis": None, "ingredients": None, "knowledge": None}
+    assert found["race"] == {"asked": 344, "in_full": 384, "error": 0.01}
+    assert [f["weights"] for f in found["forgetting"]] == ["tune", "raft"] and found["router"]["precision"] == 0.96
+    assert found["freshness"] == DATA.freshness and found["training_cost"] == DATA.training_cost
     assert found["tasks"][0]["runner_up"] == "retrieve"
     assert found == json.loads(json.dumps(as_json(DATA)))
 
 
 def test_numbers_on_the_page_are_those_of_the_json(folder: Path, page: str) -> None:
-    arms = page[page.index('id="arms"') : page.index('id="cost"')]
+    arms = page[page.index('id="arms"') : page.index('id="ingredients"')]
     for task in json.loads((folder / "report.json").read_text(encoding="utf-8"))["tasks"]:
         for arm in task["verdict"]["arms"]:
             score, cost = arm["score"], arm["cost"]
             assert f"{score['mean']:.2f} ({score['low']:.2f} to {score['high']:.2f})" in arms
             assert f"<td>{words.two_digits(cost)}</td>" in arms
-    assert "<td>0.51</td><td>1.2</td><td>412</td><td>10</td>" in arms
-    assert "<td>48 (2 unscored)</td>" in arms
+    assert "<td>48 (2 unscored)</td><td>yes</td><td>10 %</td>" in arms
+    assert "<td>dropped after 24</td><td>no</td><td>–</td>" in arms
     assert "<td>−0.10 (−0.20 to 0.00)</td><td>0.042</td><td>2</td><td>40</td><td>6</td>" in arms
+
+
+def test_every_table_of_the_page_is_in_the_markdown(folder: Path, page: str) -> None:
+    lines = (folder / "report.md").read_text(encoding="utf-8").replace("**", "").replace("\\", "").splitlines()
+    written = {" ".join(line.strip("| ").split(" | ")) for line in lines if line.startswith("|")}
+    tables = re.findall(r"<table(?! class=\"verdict\").*?</table>", page, re.DOTALL)
+    rows = [row for table in tables for row in re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)]
+    shown = {" ".join(unescape(re.sub(r"<[^>]+>", " ", row)).split()) for row in rows if "</td>" in row}
+    assert len(shown) > 40
+    assert [row for row in shown if not any(line.startswith(row) for line in written)] == []
 
 
 def test_markdown_has_one_verdict_line_a_task(folder: Path) -> None:
@@ -281,100 +280,14 @@ def test_markdown_has_one_verdict_line_a_task(folder: Path) -> None:
     lines = text.splitlines()
     start = lines.index("|---|---|---|---|---|---|") + 1
     chosen = "model fine-tuned to read passages, given retrieved passages (`raft`) | 0.73 (0.68 to 0.78) | 0.030"
+    probable = "Probability of being the best: `raft` 90 %, `retrieve` 10 %."
     assert lines[start : start + 3] == [
         f"| facts | {chosen} | decided | `raft` scores 0.73 (0.68 to 0.78), and no arm scores higher. |",
-        f"| letters | {chosen} | undecided | About 300 questions would tell. |",
+        f"| letters | {chosen} | undecided | About 300 questions would tell. {probable} |",
         "",
     ]
     assert re.search(r"(?<!\\)<", text) is None
     assert r"\<script\>" in text and r"!\[pixel\](http://evil.example/p.png) \| a \`b\` \*c\*" in text
-
-
-# what the tables say
-
-
-def test_words_for_every_arm() -> None:
-    assert [words.describe(arm) for arm in ARMS] == [
-        "base model, instruction only",
-        "base model, given retrieved passages",
-        "model fine-tuned to read passages, given retrieved passages",
-        "base model, given the gold evidence",
-    ]
-    assert (
-        words.describe(Arm("a", True, "retrieved", "base"))
-        == "base model, given retrieved passages and worked examples"
-    )
-    assert words.describe(Arm("a", False, "none", "tune")) == "fine-tuned model, without passages"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(0.01712, "0.017"), (0.0996, "0.10"), (1234.0, "1200"), (2.5e-7, "0.00000025"), (3, "3.0"), (0.0, "0")],
-)
-def test_costs_have_two_significant_digits(value: float, expected: str) -> None:
-    assert words.two_digits(value) == expected
-
-
-def test_scores_have_the_decimals_that_their_interval_supports() -> None:
-    assert words.interval(Interval(0.734, 0.68, 0.784)) == "0.73 (0.68 to 0.78)"
-    assert words.interval(Interval(0.9123, 0.9049, 0.9199)) == "0.912 (0.905 to 0.920)"
-    assert words.interval(Interval(-0.001, -0.1, 0.1), signed=True) == "0.00 (−0.10 to +0.10)"
-    assert [words.p_value(p) for p in (0.0001, 0.0421, 1.0)] == ["< 0.001", "0.042", "1.00"]
-    assert [words.two_digits_up(n) for n in (9, 92, 287, 3356)] == ["9", "92", "290", "3400"]
-
-
-def test_tally_counts_what_is_decided() -> None:
-    assert words.tally((DECIDED, UNDECIDED)) == "1 of 2 tasks is decided."
-    assert words.tally((UNDECIDED,)) == "No task is decided."
-    assert words.tally((DECIDED, DECIDED)) == "Every task is decided."
-
-
-def test_names_of_measures() -> None:
-    assert [words.heading(n) for n in ("token_f1", "ndcg_at_k", "citation_recall")] == [
-        "Token F1",
-        "nDCG@k",
-        "Citation recall",
-    ]
-
-
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5), st.booleans()), min_size=1, max_size=8))
-@settings(max_examples=50, deadline=None)
-def test_pareto_front_is_what_nothing_dominates(points: list[tuple[int, int, bool]]) -> None:
-    arms = tuple(summary(str(i), s / 10, c, reference=r) for i, (c, s, r) in enumerate(points))
-    found = {(s.cost, round(10 * s.score.mean)) for s in tables.pareto_front(replace(DECIDED, arms=arms))}
-    racing = {(c, s) for c, s, reference in points if not reference}
-    assert found == {
-        (c, s) for c, s in racing if not any(c2 <= c and s2 >= s and (c2, s2) != (c, s) for c2, s2 in racing)
-    }
-
-
-def test_measures_count_refusals_and_leave_out_what_is_missing() -> None:
-    prompt, retrieve, raft, _ = tables.measures(DATA, DECIDED)
-    assert (raft.wrong_refusals, raft.right_refusals) == ((0, 7), (1, 1))
-    assert raft.means == {"token_f1": pytest.approx((1 + 0.25 + 0 + 1 + 0.75 + 0.5 + 1) / 7)}
-    assert retrieve.format_failures is None
-    assert (prompt.means, prompt.wrong_refusals) == ({}, (0, 0))
-    shown = {line[0]: line[1:] for line in tables.measures_table(DATA, DECIDED).rows}
-    assert shown["raft"] == ("0.64", "0 of 7", "1 of 1")
-    assert shown["prompt"] == ("–", "–", "–")
-
-
-def test_format_failures_of_labels_and_json() -> None:
-    labels = {
-        "q1": replace(CAT, answers=("claim",), evidence=()),
-        "q2": replace(CAT, id="q2", answers=("praise",), evidence=()),
-    }
-    rows = (
-        row("raft", "q1", 1.0, "claim", free_text=" Claim "),
-        row("raft", "q2", 0.0, "fare", free_text="It is praise."),
-        row("retrieve", "q1", 0.0, "praise", free_text="fare"),
-    )
-    data = replace(DATA, tasks=(replace(FACTS, format="label"), DATA.tasks[1]), questions=QUESTIONS | labels, rows=rows)
-    found = {m.arm: m.format_failures for m in tables.measures(data, DECIDED)}
-    assert (found["raft"], found["retrieve"], found["prompt"]) == ((1, 2), (0, 1), (0, 0))
-    valid = (row("raft", f"q{i}", 1.0, scores={"valid_json": v}) for i, v in enumerate((1.0, 0.0, None), 1))
-    data = replace(DATA, tasks=(replace(FACTS, format="json"), DATA.tasks[1]), rows=tuple(valid))
-    assert {m.arm: m.format_failures for m in tables.measures(data, DECIDED)}["raft"] == (1, 2)
 
 
 # examples
@@ -406,73 +319,6 @@ def test_code_marks_only_paired_backticks() -> None:
     assert code("a ` b") == "a ` b"
 
 
-# pictures
-
-
-def test_pictures_take_colours_font_and_size_from_the_page() -> None:
-    for picture in (charts.scores_chart(DECIDED, "a"), charts.cost_chart(DECIDED, "units", "b")):
-        root = ElementTree.fromstring(picture)
-        assert set(root.attrib) == {"class", "viewBox", "role", "aria-labelledby"}
-        assert root[0].tag == "title" and root[0].attrib["id"] == root.attrib["aria-labelledby"]
-        colours = re.findall(r"(?:fill|stroke): ([^;\"]+)", picture)
-        assert set(colours) <= {
-            "none",
-            *(f"var(--{name})" for name in ("ink", "muted", "soft", "line", "accent", "paper")),
-        }
-        assert "font-family" not in picture and "http" not in picture
-        texts = [element.text for element in root.iter("text")]
-        assert {"prompt", "retrieve", "raft", "oracle"} <= set(texts)
-
-
-def test_the_chosen_arm_stands_out_and_references_are_hollow() -> None:
-    root = ElementTree.fromstring(charts.scores_chart(DECIDED, "a"))
-    (label,) = (element for element in root.iter("text") if element.text == "raft")
-    assert "var(--accent)" in label.attrib["style"] and "font-weight: 700" in label.attrib["style"]
-    fills = [
-        re.findall(r"fill: (\S+?)(?:;|$)", e.attrib["style"])[0]
-        for e in root.iter("use")
-        if "fill" in e.attrib["style"]
-    ]
-    assert fills == ["var(--soft)", "var(--ink)", "var(--paper)", "var(--accent)"]  # the chosen one on top
-
-
-def test_two_pictures_on_a_page_share_no_ids() -> None:
-    first, second = (set(re.findall(r'id="([^"]+)"', charts.scores_chart(DECIDED, i))) for i in ("a", "b"))
-    assert first and second and not first & second
-    assert charts.scores_chart(DECIDED, "a") == charts.scores_chart(DECIDED, "a")
-
-
-def test_names_with_markup_are_drawn_as_they_are() -> None:
-    odd = replace(DECIDED, task="a<b & $c$", arm="$x$<b>", arms=(summary("$x$<b>", 1.0, 1e-7), summary("b", 1.0, 1e-7)))
-    for picture in (charts.scores_chart(odd, "a"), charts.cost_chart(odd, "units", "b")):
-        assert "$x$<b>" in [element.text for element in ElementTree.fromstring(picture).iter("text")]
-
-
-@given(
-    st.lists(st.tuples(st.floats(0, 400), st.floats(0, 230)), min_size=1, max_size=9),
-    st.lists(st.integers(20, 110), min_size=9, max_size=9),
-)
-@settings(max_examples=15, deadline=None)
-def test_labels_overlap_neither_each_other_nor_points(points: list[tuple[float, float]], widths: list[int]) -> None:
-    bounds = (0.0, 0.0, 440.0, 240.0)
-    sizes = np.array([(width, 13.0) for width in widths[: len(points)]])
-    middles = charts.place_labels(np.array(points), sizes, bounds, np.array([(200.0, 100.0)]))
-    low, high = middles - sizes / 2, middles + sizes / 2
-    assert (low >= -1e-6).all() and (high[:, 0] <= 440 + 1e-6).all() and (high[:, 1] <= 240 + 1e-6).all()
-    for i in range(len(points)):
-        for j in range(i):
-            assert ((low[i] >= high[j] - 1e-6) | (low[j] >= high[i] - 1e-6)).any()
-        for x, y in points:
-            assert not (low[i, 0] < x < high[i, 0] and low[i, 1] < y < high[i, 1])
-
-
-def test_a_lone_label_stands_right_beside_its_point() -> None:
-    (middle,) = charts.place_labels(
-        np.array([(50.0, 50.0)]), np.array([(40.0, 12.0)]), (0, 0, 440, 240), np.empty((0, 2))
-    )
-    assert tuple(middle) == (50 + 7 + 20, 50)
-
-
 # what doesn't fit together
 
 
@@ -483,6 +329,11 @@ def test_a_lone_label_stands_right_beside_its_point() -> None:
         ({"arms": ARMS[:-1]}, "arm of a verdict, 'oracle'"),
         ({"verdicts": (replace(DECIDED, arm="tune"),)}, "chosen arm, 'tune'"),
         ({"questions": {}}, "question of a row, 'q1'"),
+        ({"findings": {"maps": Findings()}}, "task of the findings, 'maps'"),
+        ({"findings": {"facts": Findings(replace(DIAGNOSIS, arm="prompt"))}}, "diagnosed arm, 'prompt'"),
+        ({"findings": {"letters": Findings(replace(DIAGNOSIS, task="letters"))}}, "question of a cause, 'q1'"),
+        ({"training_cost": {"raft": 25.0}}, "arm of a verdict, 'prompt', is missing from the training costs"),
+        ({"questions_paid_off": 0}, "training is paid off over 0 questions; expected 1 or more"),
         ({"passages": {"pets#1": PASSAGE}}, "passage of a row, 'bikes#1'"),
     ],
 )
