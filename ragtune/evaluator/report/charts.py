@@ -1,65 +1,96 @@
-"""The pictures of a report: matplotlib figures as inline SVG that takes its colours and font from the page.
-
-Colours are drawn as sentinels and become CSS variables, so that one SVG serves light and dark pages; text stays text.
-The same verdict gives the same bytes. Loads matplotlib, so import it only to draw.
-"""
+"""The pictures of a report, each as one `<svg>` element. Loads matplotlib, so import it only to draw."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
-import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from ragtune.evaluator.attribute import Diagnosis
+from ragtune.evaluator.ingredients import Effect, Ingredients
 from ragtune.evaluator.report import words
-from ragtune.evaluator.report.tables import pareto_front
-from ragtune.types import ArmSummary, Verdict
-
-Array = npt.NDArray[np.float64]
-
-INK, MUTED, SOFT, LINE, ACCENT, PAPER = (f"#01020{digit}" for digit in range(6))
-_VARIABLES = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    SOFT: "var(--soft)",
-    LINE: "var(--line)",
-    ACCENT: "var(--accent)",
-    PAPER: "var(--paper)",
-}
-_RC = {"svg.fonttype": "none", "text.parse_math": False, "figure.dpi": 72, "font.size": 11, "path.simplify": False}
-_WIDTH = 400  # pixels of one panel, as are all lengths below
-_ROW = 23
-_MARKER = 7  # a label's distance from the middle of a point
+from ragtune.evaluator.report.canvas import (
+    ACCENT,
+    INK,
+    LINE,
+    MARKER,
+    MUTED,
+    PAPER,
+    ROW,
+    SOFT,
+    WIDTH,
+    Array,
+    canvas,
+    gap,
+    place_axes,
+    place_labels,
+    row_axes,
+    spread,
+    svg,
+    text_width,
+    ticks,
+)
+from ragtune.evaluator.report.cost import Price, break_even, pareto_front
+from ragtune.evaluator.report.findings import clear
+from ragtune.types import ArmSummary, Interval, Verdict
 
 
 def scores_chart(verdict: Verdict, chart_id: str) -> str:
-    """One row an arm: its mean score as a point, its interval as a line. Returns an `<svg>` element."""
-    with matplotlib.style.context(["default", _RC]):
-        height = _ROW * len(verdict.arms) + 30
-        figure = _figure(height)
-        left = max(_width_of(figure, s, verdict) for s in verdict.arms) + 14
-        axes = _axes(figure, left, 24, _WIDTH - left - 44, height - 30)
-        axes.set(xlim=(0, 1), ylim=(len(verdict.arms) - 0.5, -0.5), yticks=[])
+    """One row an arm: its mean score as a point, its interval as a line. Returns an `<svg>` element.
+
+    Arms that racing dropped are greyed diamonds with the number of questions that they answered.
+    """
+    with canvas(ROW * len(verdict.arms) + 30) as figure:
+        values = [words.mean(s.score) + (f" (n {s.n})" if _dropped(s) else "") for s in verdict.arms]
+        styles = [_label_style(s, verdict) for s in verdict.arms]
+        axes = row_axes(figure, [words.short(s.arm) for s in verdict.arms], values, styles)
+        axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.50", "0.75", "1"])
-        axes.grid(axis="x", color=LINE, linewidth=0.8)
         for y, s in enumerate(verdict.arms):
-            text = _label_style(s, verdict)
             axes.plot([s.score.low, s.score.high], [y, y], **_line_style(s, verdict))
             axes.plot([s.score.mean], [y], **_point_style(s, verdict))
-            axes.annotate(s.arm, (0, y), (-12, 0), textcoords="offset pixels", ha="right", va="center_baseline", **text)
-            axes.annotate(
-                words.mean(s.score), (1, y), (12, 0), textcoords="offset pixels", va="center_baseline", **text
-            )
-        return _svg(figure, chart_id, f"{verdict.task}: score of each arm with its interval")
+        return svg(figure, chart_id, f"{verdict.task}: score of each arm with its interval")
+
+
+def shares_chart(found: Ingredients, chart_id: str) -> str:
+    """One row an ingredient: its share of the gain as a bar from 0, its interval as a line; then the whole gain."""
+    bars = [*found.shares, Effect("all together", found.gain)]
+    with canvas(ROW * len(bars) + 30) as figure:
+        styles = [{"color": INK if clear(e.value) else MUTED} for e in bars]
+        styles[-1]["fontweight"] = "bold"
+        axes = row_axes(figure, [e.name for e in bars], [words.mean(e.value, signed=True) for e in bars], styles)
+        low, high = min(0.0, *(e.value.low for e in bars)), max(0.0, *(e.value.high for e in bars))
+        low, high = math.floor(low * 10) / 10, math.ceil(high * 10) / 10
+        step = next(s for s in (0.1, 0.2, 0.25, 0.5, 1.0) if (high - low) / s <= 6)
+        at = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
+        axes.set_xlim(low, high)
+        axes.set_xticks(at, [words.signed(tick) for tick in at])
+        axes.axvline(0, color=SOFT, linewidth=1, zorder=1)
+        for y, effect in enumerate(bars):
+            _bar(axes, y, effect.value, SOFT if clear(effect.value) else LINE)
+        return svg(figure, chart_id, f"{found.task}: share of each ingredient in the gain, with its interval")
+
+
+def causes_chart(found: Diagnosis, chart_id: str) -> str:
+    """One row a cause: its share of the chosen arm's answers as a bar, its interval as a line."""
+    with canvas(ROW * len(found.causes) + 30) as figure:
+        styles = [{"color": ACCENT if c.cause == "right" else INK} for c in found.causes]
+        names, values = [c.cause for c in found.causes], [f"{c.count} of {found.n}" for c in found.causes]
+        axes = row_axes(figure, names, values, styles)
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+        for y, c in enumerate(found.causes):
+            _bar(axes, y, c.share, ACCENT if c.cause == "right" else SOFT)
+        return svg(figure, chart_id, f"{found.task}: causes of failure among the answers of {found.arm}")
+
+
+def _bar(axes: Any, y: int, value: Interval, colour: str) -> None:
+    axes.barh(y, value.mean, height=0.5, color=colour, zorder=2)
+    ends = {"marker": "|", "markersize": 7, "markeredgewidth": 1.6, "solid_capstyle": "butt"}
+    axes.plot([value.low, value.high], [y, y], color=INK, linewidth=1.6, zorder=3, clip_on=False, **ends)
 
 
 def cost_chart(verdict: Verdict, currency: str, chart_id: str) -> str:
@@ -67,12 +98,11 @@ def cost_chart(verdict: Verdict, currency: str, chart_id: str) -> str:
 
     The step line is the Pareto front: the best score that each cost can buy.
     """
-    with matplotlib.style.context(["default", _RC]):
-        figure = _figure(300)
-        axes = _axes(figure, 36, 42, _WIDTH - 46, 300 - 68)
+    with canvas(300) as figure:
+        axes = place_axes(figure, 36, 42, WIDTH - 46, 300 - 68)
         logarithmic = min(s.cost for s in verdict.arms) > 0
-        room = max(_width_of(figure, s, verdict) for s in verdict.arms) + _MARKER + 4
-        _cost_scale(axes, [s.cost for s in verdict.arms], min(room / (_WIDTH - 46), 0.45), logarithmic)
+        room = max(text_width(figure, words.short(s.arm), _label_style(s, verdict)) for s in verdict.arms) + MARKER + 4
+        _cost_scale(axes, [s.cost for s in verdict.arms], min(room / (WIDTH - 46), 0.45), logarithmic)
         _score_scale(axes, [s.score.mean for s in verdict.arms])
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         scale = "logarithmic scale" if logarithmic else "linear scale"
@@ -82,34 +112,70 @@ def cost_chart(verdict: Verdict, currency: str, chart_id: str) -> str:
         for s in verdict.arms:
             axes.plot([s.cost], [s.score.mean], **_point_style(s, verdict))
         _draw_labels(axes, verdict, front)
-        return _svg(figure, chart_id, f"{verdict.task}: cost per question against score of each arm")
+        return svg(figure, chart_id, f"{verdict.task}: cost per question against score of each arm")
 
 
-def _figure(height: float) -> Any:
-    figure = Figure(figsize=(_WIDTH / 72, height / 72))
-    FigureCanvasAgg(figure)
-    figure.patch.set_visible(False)
-    return figure
+def totals_chart(verdict: Verdict, prices: Sequence[Price], paid_off: int, currency: str, chart_id: str) -> str:
+    """Total cost against the number of questions, both logarithmic: one line an arm, the chosen arm's price first.
+
+    Rings mark where a line crosses that of the chosen arm, a dashed line the number of questions over which costs per
+    question spread the training. An arm that costs nothing has no place on such a scale and is left out.
+    """
+    drawn = [p for p in prices if p.training + p.question > 0]
+    styles = [_label_style(verdict.summary(p.arm), verdict) for p in drawn]
+    crossings = [b.questions for b in (break_even(prices[0], p) for p in prices[1:]) if b.questions is not None]
+    numbers = _decades([paid_off, *crossings], 4)
+    with canvas(300) as figure:
+        right = max(text_width(figure, words.short(p.arm), style) for p, style in zip(drawn, styles, strict=True)) + 16
+        axes = place_axes(figure, 52, 42, WIDTH - 52 - right, 300 - 68)
+        axes.set(xscale="log", yscale="log", xlim=(numbers[0], numbers[-1]))
+        totals = [p.total(n) for p in drawn for n in (numbers[0], numbers[-1])]
+        axes.set_ylim(10 ** (math.log10(min(totals)) - 0.1), 10 ** (math.log10(max(totals)) + 0.1))
+        _decade_ticks(axes, numbers)
+        axes.grid(color=LINE, linewidth=0.8)
+        axes.set_xlabel("number of questions, logarithmic scale", color=MUTED, labelpad=6)
+        figure.text(0, 1 - 14 / 300, f"total cost ({currency}), logarithmic scale", color=MUTED)
+        axes.axvline(paid_off, color=SOFT, linewidth=1.2, dashes=(4, 3), zorder=1)
+        _draw_totals(axes, verdict, drawn, styles, numbers)
+        for n in crossings:
+            axes.plot([n], [prices[0].total(n)], "o", markersize=8, markerfacecolor=PAPER, color=INK, zorder=5)
+        return svg(figure, chart_id, f"{verdict.task}: total cost of each arm against the number of questions")
 
 
-def _axes(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
-    """Axes at a place in pixels from the lower left corner, with nothing but their ticks' texts and a base line."""
-    whole = figure.get_figheight() * 72
-    axes = figure.add_axes((left / _WIDTH, bottom / whole, width / _WIDTH, height / whole))
-    axes.patch.set_visible(False)
-    axes.spines[["left", "top", "right"]].set_visible(False)
-    axes.spines["bottom"].set(color=LINE, linewidth=0.8)
-    axes.tick_params(length=0, labelcolor=MUTED, pad=6)
-    axes.set_axisbelow(True)
-    return axes
+def _decades(numbers: Sequence[float], least: int) -> list[float]:
+    """Powers of ten around the numbers, `least` or more of them."""
+    low = max(0, math.floor(math.log10(min(numbers)) - 0.3))
+    high = max(math.ceil(math.log10(max(numbers)) + 0.3), low + least - 1)
+    return [10.0**exponent for exponent in range(low, high + 1)]
 
 
-def _width_of(figure: Any, s: ArmSummary, verdict: Verdict) -> float:
-    # in DejaVu Sans, which is wider than most fonts that the page may use
-    drawn = figure.text(0, 0, s.arm, **_label_style(s, verdict))
-    width: float = drawn.get_window_extent(figure.canvas.get_renderer()).width
-    drawn.remove()
-    return width
+def _decade_ticks(axes: Any, numbers: Sequence[float]) -> None:
+    """At most six labels across and as many up, each a power of ten."""
+    low, high = axes.get_ylim()
+    for axis, values in ((axes.xaxis, list(numbers)), (axes.yaxis, ticks(low, high, (1,)))):
+        shown = values[:: math.ceil(len(values) / 6)] or values
+        axis.set_ticks(shown, [words.power(value) for value in shown])
+        axis.set_ticks([], minor=True)
+
+
+def _draw_totals(
+    axes: Any, verdict: Verdict, prices: Sequence[Price], styles: Sequence[dict[str, Any]], numbers: Sequence[float]
+) -> None:
+    """The lines, each named at its right end."""
+    across = np.geomspace(numbers[0], numbers[-1], 60)
+    area = axes.get_window_extent()
+    ends = [axes.transData.transform((numbers[-1], p.total(numbers[-1])))[1] for p in prices]
+    for p, style, end, height in zip(prices, styles, ends, spread(ends, area.y1), strict=True):
+        axes.plot(across, [p.total(n) for n in across], **_line_style(verdict.summary(p.arm), verdict))
+        corner = axes.transData.inverted().transform([(area.x1, end), (area.x1 + 10, height)])
+        axes.plot(*corner.T, color=SOFT, linewidth=0.8, clip_on=False)
+        axes.annotate(
+            words.short(p.arm), (area.x1 + 13, height), xycoords="figure pixels", va="center_baseline", **style
+        )
+
+
+def _dropped(s: ArmSummary) -> bool:
+    return s.dropped_after is not None
 
 
 def _tone(s: ArmSummary, verdict: Verdict) -> str:
@@ -123,8 +189,9 @@ def _point_style(s: ArmSummary, verdict: Verdict) -> dict[str, Any]:
     face = PAPER if s.reference else tone
     size = 10 if s.arm == verdict.arm else 7.5
     return {
-        "marker": "o", "markersize": size, "color": tone, "markerfacecolor": face, "markeredgewidth": 1.5,
-        "zorder": 4.5 if s.arm == verdict.arm else 4, "clip_on": False, "linestyle": "none",
+        "marker": "D" if _dropped(s) else "o", "markersize": 5.5 if _dropped(s) else size, "color": tone,
+        "markerfacecolor": face, "markeredgewidth": 1.5, "zorder": 4.5 if s.arm == verdict.arm else 4,
+        "clip_on": False, "linestyle": "none",
     }  # fmt: skip
 
 
@@ -153,20 +220,12 @@ def _cost_scale(axes: Any, costs: Sequence[float], room: float, logarithmic: boo
     axes.set_xscale("log")
     low, high = low * (low / high) ** 0.06, high * (high / low) ** (room / (1 - room))
     axes.set_xlim(low, high)
-    ticks = next(found for found in (_ticks(low, high, steps) for steps in _STEPS) if len(found) <= 6)
-    axes.set_xticks(ticks, [format(tick, "g") if tick >= 1e-4 else words.two_digits(tick) for tick in ticks])
+    at = next(found for found in (ticks(low, high, steps) for steps in _STEPS) if len(found) <= 6)
+    axes.set_xticks(at, [format(tick, "g") if tick >= 1e-4 else words.two_digits(tick) for tick in at])
     axes.set_xticks([], minor=True)
 
 
 _STEPS = ((1, 2, 5), (1, 3), (1,), ())
-
-
-def _ticks(low: float, high: float, steps: Sequence[int]) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    # parsed, not multiplied, so that 3 hundredths are 0.03 and not 0.030000000000000002
-    return [
-        t for t in (float(f"{step}e{decade}") for decade in decades for step in steps) if 1.02 * low <= t <= high / 1.06
-    ]
 
 
 def _score_scale(axes: Any, scores: Sequence[float]) -> None:
@@ -177,9 +236,9 @@ def _score_scale(axes: Any, scores: Sequence[float]) -> None:
     high = min(1.0, max(high, low + 0.3))
     low = min(low, high - 0.3)
     step = 0.1 if high - low < 0.65 else 0.2
-    ticks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
+    at = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
     axes.set_ylim(low, high)
-    axes.set_yticks(ticks, [f"{tick:.1f}" for tick in ticks])
+    axes.set_yticks(at, [f"{tick:.1f}" for tick in at])
 
 
 def _draw_front(axes: Any, verdict: Verdict) -> Array:
@@ -198,100 +257,16 @@ def _draw_labels(axes: Any, verdict: Verdict, front: Array) -> None:
     # who comes first gets the better place: the chosen arm, then from the right, where room is scarce
     order = sorted(verdict.arms, key=lambda s: (s.arm != verdict.arm, -s.cost, s.score.mean))
     points = axes.transData.transform([(s.cost, s.score.mean) for s in order])
-    sizes = np.array([(_width_of(axes.figure, s, verdict), 13.0) for s in order])
+    sizes = np.array([(text_width(axes.figure, words.short(s.arm), _label_style(s, verdict)), 13.0) for s in order])
     area = axes.get_window_extent()
-    bounds = (area.x0 + 2, area.y0 + 2, _WIDTH - 2.0, area.y1 + 8)
+    bounds = (area.x0 + 2, area.y0 + 2, WIDTH - 2.0, area.y1 + 8)
     for s, point, size, middle in zip(order, points, sizes, place_labels(points, sizes, bounds, front), strict=True):
         half = size / 2
-        gap = _gap(point, middle, half)
-        if np.hypot(*gap) > 1.6 * _MARKER:
-            ends = np.array([point, point + gap])
+        way = gap(point, middle, half)
+        if np.hypot(*way) > 1.6 * MARKER:
+            ends = np.array([point, point + way])
             axes.plot(
                 *axes.transData.inverted().transform(ends).T, color=SOFT, linewidth=0.8, zorder=2.5, clip_on=False
             )
         anchor = {"xy": middle - (half[0], 0), "xycoords": "figure pixels", "va": "center_baseline", "zorder": 5}
-        axes.annotate(s.arm, **anchor, **_label_style(s, verdict), annotation_clip=False)
-
-
-def _gap(point: Array, middle: Array, half: Array) -> Array:
-    """The way from a point to the nearest edge of a box, (0, 0) inside; works on arrays of shape (..., 2)."""
-    offset = middle - point
-    return np.asarray(np.sign(offset) * np.maximum(np.abs(offset) - half, 0))
-
-
-def place_labels(points: Array, sizes: Array, bounds: tuple[float, float, float, float], avoid: Array) -> Array:
-    """Middles of labels near their points, free of each other and of all points; shapes (n, 2) -> (n, 2), pixels.
-
-    Each label in turn takes the free place nearest to its point inside `bounds` (x0, y0, x1, y1), rather to the right
-    and level with it, and rather off the points `avoid`, shape (m, 2). Only in a picture so full that nothing is free
-    does a label lie over another.
-    """
-    placed: list[Array] = []
-    for i, (point, size) in enumerate(zip(points, sizes, strict=True)):
-        half = size / 2
-        middles = _candidates(point, half, bounds)
-        own = _distance(point, middles, half)
-        others = np.delete(points, i, axis=0)
-        nearest = _distance(others[:, None], middles, half).min(axis=0, initial=np.inf)
-        free = (own >= _MARKER - 1e-9) & (nearest >= _MARKER)
-        for other, other_size in zip(placed, sizes, strict=False):
-            free &= (np.abs(middles - other) >= half + other_size / 2).any(axis=1)
-        offset = middles - point
-        cost = own + 0.1 * np.abs(offset[:, 1]) + 2.0 * (offset[:, 0] < 0)
-        cost += 12.0 * (nearest < own + 2)  # it would seem to name another point
-        cost += 8.0 * (_distance(avoid[:, None], middles, half) == 0).any(axis=0)
-        placed.append(middles[np.argmin(np.where(free, cost, cost + 1e6))])
-    return np.array(placed)
-
-
-def _candidates(point: Array, half: Array, bounds: tuple[float, float, float, float]) -> Array:
-    """Middles of boxes inside the bounds on a grid of 4 pixels that holds the place right beside the point."""
-    right = np.add(point, (_MARKER + half[0], 0.0))
-    axes = []
-    for beside, reach, low, high in zip(right, half, bounds[:2], bounds[2:], strict=True):
-        steps = np.arange(math.ceil((low + reach - beside) / 4), math.floor((high - reach - beside) / 4) + 1)
-        axes.append(beside + 4 * steps)
-    return np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
-
-
-def _distance(point: Array, middle: Array, half: Array) -> Array:
-    return np.asarray(np.hypot(*np.moveaxis(_gap(point, middle, half), -1, 0)))
-
-
-def _svg(figure: Any, chart_id: str, title: str) -> str:
-    """The figure as one `<svg>` element without fixed size, colours, font or links to anything outside."""
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": chart_id}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    root = ET.fromstring(file.getvalue())
-    links = re.findall(r'(?:href="|url\()#([^")]+)', file.getvalue())
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in root.iter():
-        _clean(element, links)
-    named = ET.Element("title", {"id": f"{chart_id}-title"})
-    named.text = title
-    root.insert(0, named)
-    root.attrib = {
-        "class": "chart", "viewBox": root.attrib["viewBox"], "role": "img", "aria-labelledby": f"{chart_id}-title"
-    }  # fmt: skip
-    return ET.tostring(root, encoding="unicode")
-
-
-def _clean(element: ET.Element, links: Sequence[str]) -> None:
-    element.tag = element.tag.partition("}")[2]
-    element.attrib = {name.partition("}")[2] or name: value for name, value in element.attrib.items()}
-    if element.attrib.get("id") not in links:
-        element.attrib.pop("id", None)
-    if element.attrib.get("transform", "").startswith("rotate(-0 "):
-        del element.attrib["transform"]
-    if "style" in element.attrib:
-        style = re.sub(r"font-family: [^;]*; ?", "", element.attrib["style"])
-        element.attrib["style"] = re.sub("#01020[0-5]", lambda match: _VARIABLES[match[0]], style)
-    if "d" in element.attrib:
-        element.attrib["d"] = " ".join(element.attrib["d"].split())
-    if element.tag != "text":
-        element.text = None
-    element.tail = None
+        axes.annotate(words.short(s.arm), **anchor, **_label_style(s, verdict), annotation_clip=False)

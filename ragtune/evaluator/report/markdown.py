@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from ragtune.evaluator.report import tables, words
+from ragtune.evaluator.attribute import Diagnosis
+from ragtune.evaluator.report import cost, findings, measures, tables, words
 from ragtune.evaluator.report.data import ReportData
 from ragtune.evaluator.report.examples import Example, Given, choose_examples, runner_up
 from ragtune.evaluator.report.tables import Table
@@ -21,28 +22,25 @@ def markdown(data: ReportData) -> str:
 
 def _lines(data: ReportData) -> Iterator[str]:
     yield f"# {plain(data.project)}: which way of answering to use"
-    yield from ("", f"{words.tally(data.verdicts)} {words.size(data)}", "")
+    yield from ("", f"{words.tally(data.verdicts)} {plain(words.size(data))}", "")
     yield from verdict_lines(data)
     yield from ("", "## The arms", "")
     for arm in data.arms:
         yield f"- `{arm.name}`: {words.describe(arm)}{words.REFERENCE if arm.reference else ''}"
-    yield from ("", "## Scores", "", words.SCORES, "")
-    for verdict in data.verdicts:
-        yield from table_lines(tables.scores_table(verdict))
-    yield from ("## All arms on all tasks", "")
+    yield from ("", "## Scores", "", words.SCORES, "", words.ARMS, "")
     for verdict in data.verdicts:
         yield from table_lines(tables.arms_table(data, verdict))
         yield from table_lines(tables.comparisons_table(verdict))
-    yield from ("## Cost against quality", "", words.COST, "")
-    for verdict in data.verdicts:
-        yield from table_lines(tables.cost_table(data, verdict))
+    yield from _ingredient_lines(data)
+    yield from _cause_lines(data)
+    yield from _cost_lines(data)
     yield from ("## Examples", "", words.EXAMPLES, "")
     for verdict in data.verdicts:
         yield from _example_lines(data, verdict)
     yield from ("## Further measures", "", words.MEASURES, "")
     for verdict in data.verdicts:
-        yield from table_lines(tables.measures_table(data, verdict))
-    yield from _measured_lines(data)
+        yield from table_lines(measures.measures_table(data, verdict))
+    yield from _method_lines(data)
     yield from ("", "## Provenance", "")
     yield from pair_lines(data.provenance)
 
@@ -55,7 +53,7 @@ def verdict_lines(data: ReportData) -> Iterator[str]:
         chosen = verdict.summary(verdict.arm)
         arm = f"{words.describe(data.arm(verdict.arm))} (`{verdict.arm}`)"
         cells = (plain(verdict.task), arm, words.interval(chosen.score), words.two_digits(chosen.cost), verdict.status)
-        yield f"| {' | '.join(cells)} | {_cell(verdict.reason)} |"
+        yield f"| {' | '.join(cells)} | {_cell(words.reason(verdict))} |"
 
 
 def table_lines(table: Table) -> Iterator[str]:
@@ -75,8 +73,75 @@ def pair_lines(pairs: Mapping[str, str]) -> Iterator[str]:
         yield f"- {plain(words.heading(name))}: {plain(value)}"
 
 
-def _measured_lines(data: ReportData) -> Iterator[str]:
-    yield from ("## How it was measured", "")
+def _ingredient_lines(data: ReportData) -> Iterator[str]:
+    yield from ("## What each ingredient adds", "", words.INGREDIENTS, "")
+    for verdict in data.verdicts:
+        found = data.findings_of(verdict.task).ingredients
+        if found:
+            yield from table_lines(findings.ingredients_table(found))
+            yield from (findings.ingredients_sentence(found), "")
+        else:
+            yield from (f"**{plain(verdict.task)}**", "", words.NO_INGREDIENTS, "")
+
+
+def _cause_lines(data: ReportData) -> Iterator[str]:
+    yield from ("## Why answers fail, and what would help", "", words.CAUSES_OF_FAILURE, "", words.REMEDIES, "")
+    yield from pair_lines(words.CAUSES)
+    yield ""
+    for verdict in data.verdicts:
+        found = data.findings_of(verdict.task)
+        yield from (f"### {plain(verdict.task)}: `{verdict.arm}`", "")
+        if found.diagnosis:
+            yield from _diagnosis_lines(data, found.diagnosis)
+        else:
+            yield from (words.NO_DIAGNOSIS, "")
+        if found.knowledge:
+            yield from (findings.knowledge_sentence(found.knowledge), "")
+        if grounding := findings.grounding_sentence(data, verdict):
+            yield from (grounding, "")
+    if known := findings.knowledge_table(data):
+        yield from ("### What the base model knows without documents", "")
+        yield from table_lines(known)
+    if grounded := measures.grounding_tables(data):
+        yield from ("### Where citations point", "", words.GROUNDING, "")
+        for table in grounded:
+            yield from table_lines(table)
+
+
+def _diagnosis_lines(data: ReportData, found: Diagnosis) -> Iterator[str]:
+    yield from (f"{findings.diagnosis_sentence(found)}", "")
+    yield from table_lines(findings.causes_table(found))
+    yield from (f"- {sentence}" for sentence in findings.remedy_sentences(found))
+    yield from ("", "Questions that failed:", "")
+    for cause, rows in findings.failure_examples(data, found):
+        yield f"- {cause.cause}"
+        for row in rows:
+            question = data.questions[row.question_id]
+            yield f"  - {plain(question.text)}"
+            yield f"    - answered ({words.outcome(row)}): {plain(row.text) or words.MISSING}"
+            yield f"    - accepted: {plain(words.accepted(question))}"
+    yield ""
+
+
+def _cost_lines(data: ReportData) -> Iterator[str]:
+    yield from ("## Cost against quality", "", words.COST, "")
+    for verdict in data.verdicts:
+        yield from table_lines(cost.cost_table(data, verdict))
+    if data.training_cost:
+        yield from ("### When training pays off", "", words.break_even(data.questions_paid_off), "")
+        for verdict in data.verdicts:
+            yield from table_lines(cost.break_even_table(data, verdict))
+            yield from (cost.break_even_sentence(data, verdict), "")
+    yield from ("### Seconds and tokens of a question", "", words.SPEED, "")
+    for verdict in data.verdicts:
+        yield from table_lines(cost.speed_table(data, verdict))
+
+
+def _method_lines(data: ReportData) -> Iterator[str]:
+    yield from ("## Data and method", "")
+    yield from (" ".join(words.STATISTICS), "")
+    if data.race:
+        yield from (findings.race_sentence(data.race), "")
     yield from pair_lines(data.settings)
     yield ""
     yield from table_lines(tables.tasks_table(data))
@@ -85,7 +150,14 @@ def _measured_lines(data: ReportData) -> Iterator[str]:
         yield f"- {plain(facts.name)}: {plain(facts.split_note)}"
         yield f"  - instruction: {plain(facts.instruction)}"
         yield f"  - worked examples: {plain(', '.join(facts.few_shot_ids)) or 'none'}"
-    yield from ("", " ".join(words.STATISTICS))
+    yield ""
+    if data.forgetting:
+        yield from (" ".join(map(findings.forgetting_sentence, data.forgetting)), "")
+        yield from table_lines(findings.forgetting_table(data.forgetting))
+    if data.router:
+        yield from (findings.router_sentence(data.router), "")
+        yield from table_lines(findings.router_table(data.router))
+    yield from pair_lines(data.freshness)
 
 
 def _example_lines(data: ReportData, verdict: Verdict) -> Iterator[str]:

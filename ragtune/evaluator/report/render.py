@@ -1,26 +1,26 @@
 """ReportData -> `report.html`, `report.md` and `report.json`, all with the same values.
 
-The HTML opens offline: one template, its style sheet and its pictures in one file, no scripts and nothing to load.
-Answers and documents are untrusted text, so the template escapes everything and the page's policy forbids the rest.
+The HTML opens offline: a template in parts, its style sheet and its pictures in one file, no scripts and nothing to
+load. Answers and documents are untrusted text, so the template escapes everything and the page's policy forbids the
+rest.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ragtune.evaluator.report import tables, words
+from ragtune.evaluator.report import cost, findings, measures, tables, words
 from ragtune.evaluator.report.data import ReportData
 from ragtune.evaluator.report.examples import Given, choose_examples, runner_up
 from ragtune.evaluator.report.markdown import markdown
 from ragtune.store import write_json, write_text
+from ragtune.types import Verdict
 
 HTML = "report.html"
 MARKDOWN = "report.md"
@@ -43,29 +43,39 @@ def as_json(data: ReportData) -> dict[str, Any]:
     return {
         "project": data.project,
         "currency": data.currency,
-        "tasks": [
-            {
-                "facts": asdict(data.task(verdict.task)),
-                "verdict": asdict(verdict),
-                "runner_up": runner_up(verdict),
-                "pareto_front": [s.arm for s in tables.pareto_front(verdict)],
-                "measures": [asdict(m) for m in tables.measures(data, verdict)],
-                "examples": [
-                    {
-                        "question": asdict(example.question),
-                        "won": example.won,
-                        "chosen": _given(example.chosen),
-                        "other": _given(example.other),
-                    }
-                    for example in choose_examples(data, verdict)
-                ],
-            }
-            for verdict in data.verdicts
-        ],
+        "tasks": [_task(data, verdict) for verdict in data.verdicts],
         "arms": [asdict(arm) | {"description": words.describe(arm)} for arm in data.arms],
         "settings": dict(data.settings),
         "statistics": list(words.STATISTICS),
+        "race": asdict(data.race) if data.race else None,
+        "forgetting": [asdict(found) for found in data.forgetting],
+        "router": asdict(data.router) if data.router else None,
+        "freshness": dict(data.freshness),
+        "training_cost": dict(data.training_cost),
+        "questions_paid_off": data.questions_paid_off,
         "provenance": dict(data.provenance),
+    }
+
+
+def _task(data: ReportData, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "facts": asdict(data.task(verdict.task)),
+        "verdict": asdict(verdict),
+        "runner_up": runner_up(verdict),
+        "findings": asdict(data.findings_of(verdict.task)),
+        "pareto_front": [s.arm for s in cost.pareto_front(verdict)],
+        "break_even": [asdict(found) for found in cost.break_evens(data, verdict)],
+        "speed": [asdict(s) for s in cost.speeds(data, verdict)],
+        "measures": [asdict(m) for m in measures.measures(data, verdict)],
+        "examples": [
+            {
+                "question": asdict(example.question),
+                "won": example.won,
+                "chosen": _given(example.chosen),
+                "other": _given(example.other),
+            }
+            for example in choose_examples(data, verdict)
+        ],
     }
 
 
@@ -76,27 +86,42 @@ def _given(given: Given) -> dict[str, Any]:
 
 def html(data: ReportData) -> str:
     """The whole page."""
-    from ragtune.evaluator.report import charts  # matplotlib: only when there is something to draw
-
-    pictures: Mapping[str, Any] = {
-        "scores": {v.task: Markup(charts.scores_chart(v, f"scores-{i}")) for i, v in enumerate(data.verdicts)},
-        "costs": {
-            v.task: Markup(charts.cost_chart(v, data.currency, f"cost-{i}")) for i, v in enumerate(data.verdicts)
-        },
-    }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_read)
+    )
     environment.filters["code"] = code
-    template = environment.from_string(_read("report.html"))
-    return template.render(
+    return environment.get_template(HTML).render(
         data=data,
         words=words,
         tables=tables,
-        pictures=pictures,
-        cost_table=functools.partial(tables.cost_table, data),
+        cost=cost,
+        findings=findings,
+        measures=measures,
+        pictures=_pictures(data),
         examples=choose_examples,
         runner_up=runner_up,
         css=Markup(_read("report.css")),
     )
+
+
+def _pictures(data: ReportData) -> dict[str, dict[str, Markup]]:
+    """By kind and task; only those for which there is something to draw."""
+    from ragtune.evaluator.report import charts  # matplotlib: only when there is something to draw
+
+    found: dict[str, dict[str, Markup]] = {kind: {} for kind in ("scores", "shares", "causes", "costs", "totals")}
+    for i, verdict in enumerate(data.verdicts):
+        why = data.findings_of(verdict.task)
+        prices = cost.compared_prices(data, verdict)
+        found["scores"][verdict.task] = Markup(charts.scores_chart(verdict, f"scores-{i}"))
+        found["costs"][verdict.task] = Markup(charts.cost_chart(verdict, data.currency, f"cost-{i}"))
+        if why.ingredients:
+            found["shares"][verdict.task] = Markup(charts.shares_chart(why.ingredients, f"shares-{i}"))
+        if why.diagnosis:
+            found["causes"][verdict.task] = Markup(charts.causes_chart(why.diagnosis, f"causes-{i}"))
+        if any(p.training > 0 for p in prices):
+            chart = charts.totals_chart(verdict, prices, data.questions_paid_off, data.currency, f"total-{i}")
+            found["totals"][verdict.task] = Markup(chart)
+    return found
 
 
 def code(text: str) -> Markup:
