@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StoppingCriteriaList, TextIteratorStreamer
+from transformers.cache_utils import DynamicLayer
 
 from ragtune import store
 from ragtune.errors import ModelError
@@ -27,6 +29,7 @@ from ragtune.types import Message, Reply
 
 _BATCH_TOKENS = 12_000
 _SHARED_PREFIX_MINIMUM = 24
+_WORTH_LEAVING = 0.75  # of a batch goes on: then the keys and values of the others are dropped
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -55,8 +58,10 @@ def load_weights(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _contiguous(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    """Copy the few hidden states that logits are wanted for: torch multiplies a sliced batch by a frozen matrix as a
-    batched product, with one copy of the matrix (here 49,152 wide) for each row."""
+    """The hidden states that logits are wanted for, side by side in memory.
+
+    torch multiplies a sliced batch by a frozen matrix as a batched product, with a copy of the matrix for each row.
+    """
     return (inputs[0].contiguous(),)
 
 
@@ -175,6 +180,7 @@ class LocalGenerator:
         return {
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
+            "repetition_penalty": 1.0,
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
         }
@@ -218,12 +224,33 @@ class LocalGenerator:
 
     @torch.inference_mode()
     def _decode(self, rows: Sequence[Sequence[int]], shared: int, cache: Any, max_new_tokens: int) -> list[list[int]]:
+        """Greedy answers to a batch, end of turn included; rows that have ended leave the batch."""
         ids, mask = self._padded(rows, shared)
-        arguments = self._decoding(max_new_tokens)
-        if cache is not None:
-            arguments["past_key_values"] = _repeat(cache, len(rows))
-        output = self.model.generate(ids, attention_mask=mask, **arguments)
-        return [_until_end(row, self.tokenizer.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
+        positions = mask.cumsum(-1).sub(1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config) if cache is None else _repeat(cache, len(rows))
+        fed, at = ids[:, shared:], positions[:, shared:]
+        answers: list[list[int]] = [[] for _ in rows]
+        live = list(range(len(rows)))
+        for step in range(max_new_tokens):
+            inputs = {"input_ids": fed, "attention_mask": mask, "position_ids": at, "past_key_values": cache}
+            logits = self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
+            if step == 0:
+                make_room(cache, max_new_tokens)
+            tokens = logits.argmax(-1)
+            for row, token in zip(live, tokens.tolist(), strict=True):
+                if not answers[row] or answers[row][-1] != self.tokenizer.eos_token_id:
+                    answers[row].append(token)
+            going = [i for i, row in enumerate(live) if answers[row][-1] != self.tokenizer.eos_token_id]
+            if not going:
+                break
+            if len(going) <= _WORTH_LEAVING * len(live):
+                kept = torch.tensor(going, device=tokens.device)
+                cache.batch_select_indices(kept)
+                tokens, mask, at = tokens[kept], mask[kept], at[kept]
+                live = [live[i] for i in going]
+            fed, at = tokens[:, None], at[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        return answers
 
     @torch.inference_mode()
     def _score_endings(
@@ -291,11 +318,39 @@ def _common_prefix(encoded: Sequence[Sequence[int]]) -> int:
     return min(length, min(map(len, encoded)) - 1)
 
 
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values with room behind them. transformers' own layer copies them all for each new token."""
+
+    def __init__(self, layer: DynamicLayer, room: int) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.keys.device, True
+        self.length = layer.keys.shape[-2]
+        self._buffers = [pad(states, (0, 0, 0, room)) for states in (layer.keys, layer.values)]
+        self._show()
+
+    def _show(self) -> None:
+        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self._buffers)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start : self.length] = states
+        self._show()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._show()
+
+
+def make_room(cache: Any, tokens: int) -> None:
+    """Give each layer of a filled cache room for so many more tokens; sliding windows and the like stay as they are."""
+    cache.layers = [_RoomyLayer(layer, tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+
+
 def _repeat(cache: Any, times: int) -> Any:
     repeated = copy.deepcopy(cache)
     repeated.batch_repeat_interleave(times)
     return repeated
-
-
-def _until_end(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end) + 1] if end in ids else ids

@@ -102,7 +102,7 @@ class _AnswerTrainer(Trainer):
         labels = inputs["labels"]
         width = labels.shape[1]
         kept = width - int((labels != IGNORED).any(0).nonzero()[0])
-        self._attend(width)
+        attend_by_width(model, width)
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -113,11 +113,11 @@ class _AnswerTrainer(Trainer):
         loss = answer_loss(outputs.logits, labels[:, -kept:], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _attend(self, width: int) -> None:
-        """On a CPU, plain attention for short rows: the fused kernel's backward pass is slower there."""
-        if self.args.device.type == "cpu":
-            model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-            model.set_attn_implementation("eager" if width <= _PLAIN_ATTENTION_TOKENS else "sdpa")
+
+def attend_by_width(model: Any, width: int) -> None:
+    """On a CPU, plain attention for short rows: there the fused kernel's backward pass is slower."""
+    if not torch.cuda.is_available():
+        model.base_model.set_attn_implementation("eager" if width <= _PLAIN_ATTENTION_TOKENS else "sdpa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +208,7 @@ def train(
     _drop_printers(trainer)
     with calm_libraries(), disk_errors(work):
         trainer.train(resume_from_checkpoint=newest_checkpoint(work))
+    model.base_model.set_attn_implementation("sdpa")  # as it answers
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     result = TrainResult(
