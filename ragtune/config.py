@@ -7,11 +7,12 @@ looked up from the folder that ragtune runs in, and what it writes goes there: `
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ragtune.errors import ConfigError
 
@@ -48,6 +49,84 @@ class GeneratorConfig(_Settings):
     model: str = Field("smollm2-135m-instruct", description="embedded name, local folder or hub id")
 
 
+GeneratorName = Annotated[str, Field(pattern=_FIELD_NAME)]
+BaseArm = Literal["prompt", "few-shot", "retrieve", "retrieve+few-shot"]
+"""An arm that needs no adapter, so that any generator can play it."""
+
+_ADDRESS = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?(/[^\s?#]*)?", re.IGNORECASE)
+_ENDPOINT_ONLY = ("key_env", "concurrency", "timeout_s", "retries", "max_spend", "request")
+_FIXED_FIELDS = ("model", "messages", "stream", "n")
+
+
+def _check_unit(prompt: float, output: float) -> None:
+    """Refuse two prices that look like two units: per token, per thousand and per million lie a factor of 1,000 apart.
+
+    Raises: ValueError, which pydantic turns into a message that names the section.
+    """
+    if prompt and output and not 1 / 50 < output / prompt < 500:
+        raise ValueError(
+            f"an output token costs {output / prompt:.2g} times a prompt token; give both prices per 1,000 tokens"
+        )
+
+
+class OtherGeneratorConfig(_Settings):
+    """`[generators.NAME]`: another generator whose arms, named like `NAME:retrieve`, join the evaluation.
+
+    With `base_url` it is an OpenAI-compatible endpoint, without it a local model. A key is never written here:
+    `key_env` names the environment variable that holds it.
+    """
+
+    model: str = Field(min_length=1, description="the endpoint's name for it; or embedded name, local folder or hub id")
+    base_url: str = Field("", description="address of an OpenAI-compatible endpoint, up to and with `/v1`")
+    arms: tuple[BaseArm, ...] = Field(get_args(BaseArm), min_length=1, description="the arms that it plays")
+    prompt_price: float = Field(ge=0, description="per 1,000 prompt tokens, in the currency of `[prices]`")
+    output_price: float = Field(ge=0, description="per 1,000 output tokens")
+    key_env: str = Field("", description="environment variable that holds the endpoint's key; empty for no key")
+    concurrency: int = Field(4, ge=1, le=64, description="requests on their way at a time")
+    timeout_s: float = Field(60.0, gt=0, description="seconds to wait for an answer")
+    retries: int = Field(5, ge=0, le=20, description="further tries after a failure that may pass")
+    max_spend: float | None = Field(None, gt=0, description="most that one process may spend here")
+    request: dict[str, Any] = Field(
+        default_factory=dict, description="further fields of each request, such as `{seed = 17}`; they win over ours"
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value and not _ADDRESS.fullmatch(value):  # not shown: it may hold a password
+            raise ValueError("expected http(s)://HOST[:PORT]/PATH, without user, password or query")
+        return value.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):  # not shown: it may be the key itself
+            raise ValueError("expected the name of an environment variable, in capitals, never the key itself")
+        return value
+
+    @field_validator("request")
+    @classmethod
+    def _leaves_ours_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if fixed := sorted(value.keys() & set(_FIXED_FIELDS)):
+            raise ValueError(f"{', '.join(fixed)} cannot be set here; ragtune fills it in")
+        for name in ("max_tokens", "max_completion_tokens"):
+            if name in value and (type(value[name]) is not int or value[name] < 1):
+                raise ValueError(f"{name} is {value[name]!r}, expected a whole number from 1")
+        return value
+
+    @model_validator(mode="after")
+    def _same_unit(self) -> OtherGeneratorConfig:
+        _check_unit(self.prompt_price, self.output_price)
+        return self
+
+    @model_validator(mode="after")
+    def _local_models_have_no_endpoint(self) -> OtherGeneratorConfig:
+        stray = [name for name in _ENDPOINT_ONLY if name in self.model_fields_set]
+        if stray and not self.base_url:
+            raise ValueError(f"{', '.join(stray)} belongs to an endpoint; add base_url, or leave it out")
+        return self
+
+
 class TuneConfig(_Settings):
     """`[tune]`: training rows and optimisation."""
 
@@ -77,10 +156,27 @@ class EvaluateConfig(_Settings):
         None, ge=1, description="test questions taken from each task; none means all"
     )
     dev_questions: int = Field(12, ge=0, description="dev questions for choosing instructions and examples")
-    shots: int = Field(4, ge=1, le=32, description="examples in the few-shot arms")
+    shots: int = Field(8, ge=1, le=32, description="most examples in the few-shot arms; half as many compete, too")
     example_sets: int = Field(3, ge=1, description="seeded draws of few-shot examples that compete on dev")
     margin: float = Field(0.02, ge=0, lt=1, description="a cheaper arm this close to the best is as good")
+    racing_error: float = Field(
+        0.01, ge=0, lt=0.05, description="chance that dropping arms early loses a task's best; 0 asks all everything"
+    )
+    probe_questions: int = Field(
+        16, ge=0, description="questions a task for what the base already knows; 0 leaves these probes out"
+    )
     seed: int = Field(17, ge=0, description="of question samples, example draws and resampling")
+
+
+METRICS = {
+    "short": ("token_f1", "exact_match", "rouge_l"),
+    "label": ("accuracy",),
+    "json": ("field_match", "valid_json"),
+    "text": ("rouge_l", "token_f1", "exact_match"),
+}
+"""The metrics that fit each answer format, the default first."""
+
+DEFAULT_METRICS = {format: metrics[0] for format, metrics in METRICS.items()}
 
 
 class PricesConfig(_Settings):
@@ -91,10 +187,15 @@ class PricesConfig(_Settings):
     """
 
     currency: str = Field("units", description="name shown in the report")
-    prompt: float = Field(0.05, ge=0, description="per 1,000 prompt tokens")
-    output: float = Field(0.20, ge=0, description="per 1,000 output tokens")
-    training: float = Field(1.00, ge=0, description="per 1,000 trained tokens")
+    prompt: float = Field(0.05, ge=0, strict=True, description="per 1,000 prompt tokens")
+    output: float = Field(0.20, ge=0, strict=True, description="per 1,000 output tokens")
+    training: float = Field(1.00, ge=0, strict=True, description="per 1,000 trained tokens")
     questions: int = Field(1_000, ge=1, description="questions over which training is paid off")
+
+    @model_validator(mode="after")
+    def _same_unit(self) -> PricesConfig:
+        _check_unit(self.prompt, self.output)
+        return self
 
 
 class TaskConfig(_Settings):
@@ -108,6 +209,13 @@ class TaskConfig(_Settings):
     max_answer_tokens: int = Field(32, ge=1, le=4096, description="longest answer, in the generator's tokens")
     shared_documents: bool = Field(False, description="evidence may serve several splits (rules, not facts)")
 
+    @model_validator(mode="after")
+    def _metric_fits_the_format(self) -> TaskConfig:
+        if self.metric and self.metric not in METRICS[self.format]:
+            fitting = ", ".join(METRICS[self.format])
+            raise ValueError(f"metric {self.metric!r} does not fit format {self.format!r}; expected one of: {fitting}")
+        return self
+
 
 class ProjectConfig(_Settings):
     """A whole `ragtune.toml`. `root` is the folder that its paths start from."""
@@ -118,6 +226,7 @@ class ProjectConfig(_Settings):
     index: IndexConfig = IndexConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     generator: GeneratorConfig = GeneratorConfig()
+    generators: dict[GeneratorName, OtherGeneratorConfig] = Field(default_factory=dict)
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     prices: PricesConfig = PricesConfig()
@@ -139,9 +248,6 @@ class ProjectConfig(_Settings):
     def place(self, kind: Literal["indexes", "adapters", "runs", "reports"]) -> Path:
         """Where this project's folders of one kind are written, below the working folder."""
         return Path(kind) / self.name
-
-
-DEFAULT_METRICS = {"short": "token_f1", "label": "accuracy", "json": "field_match", "text": "rouge_l"}
 
 
 def load_config(path: Path | str, overrides: dict[str, Any] | None = None) -> ProjectConfig:
@@ -188,6 +294,7 @@ _SECTIONS: dict[str, type[_Settings]] = {
     "index": IndexConfig,
     "retrieval": RetrievalConfig,
     "generator": GeneratorConfig,
+    "generators": OtherGeneratorConfig,
     "tune": TuneConfig,
     "evaluate": EvaluateConfig,
     "prices": PricesConfig,
@@ -204,4 +311,6 @@ def _explain(item: Any) -> str:
     if item["type"] == "missing":
         return f"key {key} is missing"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{key} = {item['input']!r}: {message}" if key else message
+    if item["type"] == "value_error":  # ours: it says what came where that may be shown
+        return f"{key}: {message}" if key else message
+    return f"{key} = {item['input']!r}: {message}"

@@ -103,7 +103,7 @@ def choose_on_dev(task: Task, generator: Generator, bench: Bench) -> Choices:
     with_passages = task.instructions[
         best(assistants(replace(plain, passages="retrieved"), "instruction with passages"))
     ]
-    draws = [draw_examples(task, bench.config.shots, bench.config.seed + i) for i in range(bench.config.example_sets)]
+    draws = draw_candidates(task, bench.config)
     few_shot = replace(plain, few_shot=True)
     sets = [
         (f"examples {i}", build_assistant(few_shot, task, instruction, draw, generator, bench))
@@ -111,6 +111,12 @@ def choose_on_dev(task: Task, generator: Generator, bench: Bench) -> Choices:
     ]
     examples = draws[best(sets)]
     return Choices(instruction, with_passages, tuple(q.id for q in examples), scores)
+
+
+def draw_candidates(task: Task, config: EvaluateConfig) -> list[tuple[Question, ...]]:
+    """The sets of few-shot examples that compete on dev: each draw with `shots` examples and with half as many."""
+    sizes = dict.fromkeys((config.shots, max(1, config.shots // 2)))
+    return [draw_examples(task, size, config.seed + i) for i in range(config.example_sets) for size in sizes]
 
 
 def draw_examples(task: Task, shots: int, seed: int) -> tuple[Question, ...]:

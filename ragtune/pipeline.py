@@ -30,10 +30,13 @@ from ragtune.types import Answer, Hit, Weights
 
 if TYPE_CHECKING:
     from ragtune.corpus.check import CheckReport
+    from ragtune.corpus.importers.convert import Imported, ImportOptions
     from ragtune.corpus.load import Skipped
+    from ragtune.evaluator.regression import RunComparison
     from ragtune.generator.lint import LintFinding
     from ragtune.generator.train import Progress
-    from ragtune.runs import Run
+    from ragtune.results import Run
+    from ragtune.rounds import Contest
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Watch:
     say: Callable[[str], None] = lambda _: None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     training: Callable[[Progress], None] = lambda _: None
+    standings: Callable[[Sequence[Contest]], None] = lambda _: None
 
 
 _QUIET = Watch()
@@ -161,6 +165,17 @@ def check(project: ProjectConfig) -> CheckReport:
     return check_corpus(Session(project).tasks, texts, shared)
 
 
+def import_data(source: Path, into: Path, options: ImportOptions | None = None, watch: Watch = _QUIET) -> Imported:
+    """Turn a file or folder of questions (and documents) into a project folder, or into one more task of the one there.
+
+    Raises: InputError naming file and line of what cannot be used; ConfigError for a wrong ragtune.toml in `into`;
+    StoreError when it cannot be written. In each case `into` stays as it was.
+    """
+    from ragtune.corpus.importers.convert import ImportOptions, import_source
+
+    return import_source(source, into, options or ImportOptions(), watch.say, watch.progress)
+
+
 def tune(
     project: ProjectConfig,
     arm: str = "raft",
@@ -211,35 +226,64 @@ def _tunable(arm: str) -> Weights:
     raise ConfigError(f"arm {arm!r} has no adapter of its own; expected one of: {', '.join(TUNED)}")
 
 
-def evaluate(project: ProjectConfig, only: Sequence[str] = (), watch: Watch = _QUIET) -> Run:
-    """Ask every arm the same test questions and decide per task; writes `runs/NAME`.
+def evaluate(
+    project: ProjectConfig, only: Sequence[str] = (), watch: Watch = _QUIET, budget: float | None = None
+) -> Run:
+    """Ask the arms the same test questions, round by round, and decide per task; writes `runs/NAME`.
 
-    Answers already given are kept in `runs/NAME.answers.jsonl` and never asked again.
+    Answers already given are kept in `runs/NAME.answers.jsonl` and never asked again. After `budget` seconds no new
+    round begins; what could not be settled by then is undecided.
 
     Raises: ConfigError for an unknown arm or task, or an arm whose adapter is missing; StoreError for a damaged index
     or adapter.
     """
-    from ragtune import runs
+    from ragtune import results, runs
+    from ragtune.rounds import Pace, rows_of
 
     session = Session(project, watch.say)
     for name in only:
         session.task(name)
-    tasks = [t for t in session.located_tasks if t.split("test") and (not only or t.name in only)]
+    chosen = [t for t in session.located_tasks if not only or t.name in only]
+    tasks = [t for t in chosen if t.split("test")]
+    for task in chosen:
+        if task in tasks:
+            continue
+        if only:
+            raise InputError(f"task {task.name!r} has no test questions; add some to its question file")
+        watch.say(f"task {task.name} has no test questions and is left out")
     if not tasks:
         raise InputError("there are no test questions; add tasks with a test split to ragtune.toml")
     arms = runs.arms_to_measure(session)
-    inputs = runs.run_inputs(session, tasks, arms)
+    inputs = runs.run_inputs(session, tasks, arms) | {"budget": budget}
     target = project.place("runs")
     if store.is_current(target, "run", inputs):
-        return runs.load_run(target, reused=True)
+        return results.load_run(target, reused=True)
     started = time.perf_counter()
+    pace = Pace(lambda: budget is None or time.perf_counter() - started < budget, watch.standings)
     with store.locked(target.with_name(f"{target.name}.answers")):
-        choices, rows = runs.measure_all(session, tasks, arms, runs.open_bench(session, tasks, watch.progress))
-    verdicts = runs.decide_all(session, tasks, arms, rows)
+        bench = runs.open_bench(session, tasks, watch.progress)
+        choices, contests = runs.measure_all(session, tasks, arms, bench, pace)
+        probes = runs.probe_all(session, tasks, arms, choices, bench)
+    verdicts = runs.decide_all(session, arms, contests)
     seconds = time.perf_counter() - started
-    manifest = {"kind": "run", "inputs": inputs, **runs.describe(session, arms, choices, seconds)}
-    runs.write_run(target, session, tasks, (verdicts, rows, choices), manifest)
-    return runs.load_run(target, reused=False)
+    manifest = {
+        "kind": "run",
+        "inputs": inputs,
+        **results.describe(session, arms, choices, contests, seconds),
+        **probes,
+    }
+    results.write_run(target, session, tasks, (verdicts, rows_of(contests), choices), manifest)
+    return results.load_run(target, reused=False)
+
+
+def compare(baseline: Path, run: Path) -> RunComparison:
+    """What became better or worse from one finished run folder to another, on the questions that are in both.
+
+    Raises: InputError for a folder that is no intact run, or when the two have nothing to compare.
+    """
+    from ragtune.evaluator.regression import compare_runs, load_results
+
+    return compare_runs(load_results(baseline), load_results(run))
 
 
 def report(project: ProjectConfig) -> Path:
@@ -247,13 +291,13 @@ def report(project: ProjectConfig) -> Path:
 
     Raises: StoreError when there is no finished run, or it is damaged.
     """
-    from ragtune import runs
+    from ragtune import results
     from ragtune.evaluator.report.render import write_report
 
     source, target = project.place("runs"), project.place("reports")
     if not source.exists():
         raise StoreError(f"there is no finished run at {source}; make one with: ragtune evaluate")
-    data = runs.report_data(source, project)
+    data = results.report_data(source, project)
     inputs = {"run": store.read_manifest(source, "run")["manifest_sha256"], "ragtune": ragtune.__version__}
     if not store.is_current(target, "report", inputs):
         with store.atomic_folder(target, {"kind": "report", "inputs": inputs}) as building:

@@ -1,32 +1,21 @@
-"""The work of `evaluate`: what a run depends on, measuring and deciding, the run folder and reading it back."""
+"""The work of `evaluate`: what a run depends on, the arms and questions, measuring, probing and deciding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from ragtune import store
-from ragtune.assistant import ARMS, Decision, Router, get_arm
-from ragtune.config import ProjectConfig
+from ragtune.assistant import ARMS, get_arm
 from ragtune.errors import ConfigError
 from ragtune.evaluator.decide import Prices, decide
-from ragtune.evaluator.report.data import ReportData, TaskFacts
 from ragtune.measure import AnswerLog, Bench, Choices, Report, ask_all, build_assistant, choose_on_dev, sample
-from ragtune.records import passage_from_json, question_from_json, row_from_json, verdict_from_json
+from ragtune.probes import probe_forgetting, probe_knowledge
+from ragtune.results import training_price
+from ragtune.rounds import Contest, Pace, clusters_of, questions_to_ask, rows_of, run_rounds
 from ragtune.session import TUNED, Session, gold_passages
-from ragtune.types import Arm, Passage, Question, Row, Task, Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A finished run. `reused`: it was there already, made from exactly these inputs."""
-
-    folder: Path
-    verdicts: tuple[Verdict, ...]
-    rows: tuple[Row, ...]
-    reused: bool
+from ragtune.types import Arm, Question, Row, Task, Verdict
 
 
 def arms_to_measure(session: Session) -> tuple[Arm, ...]:
@@ -58,6 +47,7 @@ def run_inputs(session: Session, tasks: Sequence[Task], arms: Sequence[Arm]) -> 
         "index": session.index.fingerprint,
         "tasks": {task.name: store.sha256_of_json(asdict(task)) for task in tasks},
         "arms": [asdict(arm) for arm in arms],
+        "router": {"format": 2, "tasks": store.sha256_of_json([asdict(task) for task in session.tasks])},
         "config": {
             name: getattr(project, name).model_dump(mode="json") for name in ("retrieval", "evaluate", "prices")
         },
@@ -71,7 +61,11 @@ def open_bench(session: Session, tasks: Sequence[Task], report: Report) -> Bench
     questions = [
         q
         for t in tasks
-        for q in (*t.split("train"), *sample(t.split("dev"), config.dev_questions, config.seed), *_test(t, project))
+        for q in (
+            *t.split("train"),
+            *sample(t.split("dev"), config.dev_questions, config.seed),
+            *questions_to_ask(t, config),
+        )
     ]
     session.say(f"retrieving passages for {len(questions)} questions")
     found = session.retriever.search([q.text for q in questions])
@@ -86,184 +80,90 @@ def open_bench(session: Session, tasks: Sequence[Task], report: Report) -> Bench
     )
 
 
-def _test(task: Task, project: ProjectConfig) -> tuple[Question, ...]:
-    return sample(task.split("test"), project.evaluate.questions_per_task, project.evaluate.seed)
-
-
 def measure_all(
-    session: Session, tasks: Sequence[Task], arms: Sequence[Arm], bench: Bench
-) -> tuple[dict[str, Choices], list[Row]]:
-    """Dev choices, then all rows; arms that share weights go together so that one model is in memory at a time."""
-    base = session.generator("base", keep_others=False)
+    session: Session, tasks: Sequence[Task], arms: Sequence[Arm], bench: Bench, pace: Pace
+) -> tuple[dict[str, Choices], list[Contest]]:
+    """Dev choices, then the rounds of each task: what all its arms answered, and which were dropped."""
+    contests = [_contest(session, task, arms) for task in tasks]
+    base = session.generator("base")
     choices = {task.name: choose_on_dev(task, base, bench) for task in tasks}
-    rows = []
-    for weights in ("base", *TUNED):
-        for arm in (a for a in arms if a.weights == weights):
-            generator = session.generator(arm.weights, keep_others=False)
-            for task in (t for t in tasks if _applies(session, arm, t)):
-                instruction = choices[task.name].instruction_for(arm, task)
-                by_id = {q.id: q for q in task.questions}
-                examples = [by_id[i] for i in choices[task.name].example_ids]  # in the order that dev chose
-                assistant = build_assistant(arm, task, instruction, examples, generator, bench)
-                rows += ask_all(assistant, _test(task, session.project), bench, f"{arm.name} on {task.name}")
-    return choices, rows
+    by_name = {task.name: task for task in tasks}
+
+    def ask(arm: Arm, name: str, questions: Sequence[Question]) -> list[Row]:
+        task, choice = by_name[name], choices[name]
+        by_id = {q.id: q for q in task.questions}
+        examples = [by_id[i] for i in choice.example_ids]  # in the order that dev chose
+        instruction = choice.instruction_for(arm, task)
+        assistant = build_assistant(arm, task, instruction, examples, session.generator(arm.weights), bench)
+        return ask_all(assistant, questions, bench, f"{arm.name} on {name}")
+
+    run_rounds(contests, ask, session.project.evaluate, pace)
+    return choices, contests
+
+
+def probe_all(
+    session: Session, tasks: Sequence[Task], arms: Sequence[Arm], choices: Mapping[str, Choices], bench: Bench
+) -> dict[str, Any]:
+    """What the base model knows of each task, and what each adapter forgot, for the manifest."""
+    if not bench.config.probe_questions:
+        return {"knowledge": {}, "forgetting": []}
+    base = session.generator("base")
+    known = {
+        task.name: probe_knowledge(task, questions_to_ask(task, bench.config), choices[task.name], base, bench)
+        for task in tasks
+    }
+    tuned = sorted({arm.weights for arm in arms} - {"base"})
+    lost = [probe_forgetting(name, base, session.generator(name), bench) for name in tuned]
+    return {
+        "knowledge": {name: asdict(count) for name, count in known.items() if count},
+        "forgetting": [asdict(each) for each in lost],
+    }
+
+
+def _contest(session: Session, task: Task, arms: Sequence[Arm]) -> Contest:
+    """A task with the arms that can be measured on it.
+
+    Raises: ConfigError when none of them can win: told before the first question, not after hours.
+    """
+    fitting = tuple(arm for arm in arms if _applies(session, arm, task))
+    if all(arm.reference for arm in fitting):
+        names = ", ".join(arm.name for arm in arms)
+        raise ConfigError(f"none of the arms {names} can win task {task.name!r}; add one that can, such as prompt")
+    return Contest(task.name, questions_to_ask(task, session.project.evaluate), fitting)
 
 
 def _applies(session: Session, arm: Arm, task: Task) -> bool:
-    """The oracle needs a task with evidence; a tuned arm one that its adapter was trained on."""
+    """Few-shot needs train questions, the oracle evidence; a tuned arm a task that its adapter was trained on."""
+    if arm.few_shot and not task.split("train"):
+        return False
     if arm.passages == "gold" and not any(q.evidence for q in task.questions):
         return False
     return arm.weights == "base" or task.name in store.read_manifest(session.adapter(arm.weights), "adapter")["tasks"]
 
 
-def decide_all(session: Session, tasks: Sequence[Task], arms: Sequence[Arm], rows: Sequence[Row]) -> list[Verdict]:
-    """One verdict for each task that has test questions."""
+def decide_all(session: Session, arms: Sequence[Arm], contests: Sequence[Contest]) -> list[Verdict]:
+    """One verdict for each contest that was asked anything."""
     project = session.project
     prices = Prices(
         project.prices.prompt,
         project.prices.output,
         currency=project.prices.currency,
-        training={arm.name: _training_price(session, arm) for arm in arms},
+        training={arm.name: training_price(session, arm) for arm in arms},
     )
     config = project.evaluate
     by_name = {arm.name: arm for arm in arms}
     return [
-        decide(task.name, rows, by_name, config.margin, prices, config.seed) for task in tasks if task.split("test")
-    ]
-
-
-def _training_price(session: Session, arm: Arm) -> float:
-    """What one question bears of its adapter's training."""
-    if arm.weights == "base":
-        return 0.0
-    tokens = store.read_manifest(session.adapter(arm.weights), "adapter")["trained_tokens"]
-    prices = session.project.prices
-    return float(tokens / 1000 * prices.training / prices.questions)
-
-
-def write_run(
-    target: Path,
-    session: Session,
-    tasks: Sequence[Task],
-    results: tuple[Sequence[Verdict], Sequence[Row], Mapping[str, Choices]],
-    manifest: dict[str, Any],
-) -> None:
-    """Write the run folder: rows, what they refer to, verdicts, the decision and the router, manifest last."""
-    verdicts, rows, choices = results
-    asked = {row.question_id for row in rows}
-    with store.atomic_folder(target, manifest) as building:
-        store.write_jsonl(building / "rows.jsonl", (asdict(row) for row in rows))
-        questions = (q for t in tasks for q in t.questions if q.id in asked)
-        store.write_jsonl(building / "questions.jsonl", (asdict(q) for q in questions))
-        store.write_jsonl(building / "passages.jsonl", (asdict(p) for p in _passages_of(rows, session)))
-        store.write_json(building / "verdicts.json", [asdict(v) for v in verdicts])
-        store.write_json(building / "decision.json", asdict(_decision(verdicts, choices)))
-        # All tasks, measured or not: a router that knows one task only would take every question for one of it.
-        Router.from_tasks(session.tasks, session.embedder, session.project.default_task).save(building)
-
-
-def _decision(verdicts: Sequence[Verdict], choices: Mapping[str, Choices]) -> Decision:
-    return Decision(
-        arms={v.task: v.arm for v in verdicts},
-        reasons={v.task: v.reason for v in verdicts},
-        instructions={
-            name: {"without_passages": c.instruction, "with_passages": c.instruction_with_passages}
-            for name, c in choices.items()
-        },
-        examples={name: c.example_ids for name, c in choices.items()},
-    )
-
-
-def _passages_of(rows: Iterable[Row], session: Session) -> list[Passage]:
-    by_id = session.index.by_id
-    return [by_id[i] for i in sorted({i for row in rows for i in row.passage_ids})]
-
-
-def describe(session: Session, arms: Sequence[Arm], choices: Mapping[str, Choices], seconds: float) -> dict[str, Any]:
-    """How a run was measured, for its manifest and report."""
-    by_name = {task.name: task for task in session.located_tasks}
-    return {
-        "arms": [asdict(arm) for arm in arms],
-        "choices": {name: asdict(choice) for name, choice in choices.items()},
-        "tasks": [asdict(_task_facts(by_name[name], session.project, choice)) for name, choice in choices.items()],
-        "settings": _settings(session.project),
-        "provenance": _provenance(session, arms, seconds),
-    }
-
-
-def _task_facts(task: Task, project: ProjectConfig, choices: Choices) -> TaskFacts:
-    asked = _test(task, project)
-    by_document = any(q.evidence for q in task.questions) and not project.tasks[task.name].shared_documents
-    return TaskFacts(
-        name=task.name,
-        format=task.format,
-        metric=task.metric,
-        instruction=choices.instruction,
-        n_test=len(asked),
-        n_unanswerable=sum(not q.answerable for q in asked),
-        few_shot_ids=choices.example_ids,
-        split_note="split by source document" if by_document else "split by question",
-    )
-
-
-def _settings(project: ProjectConfig) -> dict[str, str]:
-    """What the numbers depend on, for the report."""
-    config, prices = project.evaluate, project.prices
-    return {
-        "margin": f"{config.margin:g}",
-        "passages in a prompt": f"at most {project.retrieval.k}",
-        "few-shot examples": f"{config.shots}, the best of {config.example_sets} draws on dev",
-        "dev questions for choosing prompts": f"at most {config.dev_questions} a task",
-        "price per 1,000 prompt tokens": f"{prices.prompt:g} {prices.currency}",
-        "price per 1,000 output tokens": f"{prices.output:g} {prices.currency}",
-        "price per 1,000 trained tokens": f"{prices.training:g} {prices.currency}, over {prices.questions:,} questions",
-        "seed": str(config.seed),
-    }
-
-
-def _provenance(session: Session, arms: Sequence[Arm], seconds: float) -> dict[str, str]:
-    project, made = session.project, session.index.manifest
-    facts = {
-        "base model": f"{project.generator.model} ({session.base[1][:12]})",
-        "numbers": str(getattr(session.generator("base"), "dtype", "as the generator has them")),
-        "index": f"{made['documents']} documents, {made['passages']} passages ({session.index.fingerprint[:12]})",
-        "embedder": f"{made['embedder']['name']} ({made['embedder']['fingerprint'][:12]})",
-    }
-    for weights in sorted({arm.weights for arm in arms} - {"base"}):
-        tuned = store.read_manifest(session.adapter(weights), "adapter")
-        facts[f"adapter {weights}"] = (
-            f"{tuned['method']}, {tuned['rows']:,} rows, {tuned['trained_tokens']:,} tokens in {tuned['seconds']:.0f} s"
+        decide(
+            contest.task,
+            rows_of([contest]),
+            by_name,
+            config.margin,
+            prices,
+            config.seed,
+            clusters=None if project.tasks[contest.task].shared_documents else clusters_of(contest.questions),
+            dropped=contest.dropped if config.racing_error else None,
+            racing_alpha=config.racing_error,
         )
-    facts["evaluation"] = f"{seconds:.0f} s, less what was answered before"
-    facts["packages"] = ", ".join(f"{name} {version}" for name, version in store.package_versions().items())
-    return facts
-
-
-def load_run(folder: Path, reused: bool = True) -> Run:
-    """Read a finished run back.
-
-    Raises: StoreError when it is missing or damaged.
-    """
-    store.open_folder(folder, "run")
-    verdicts = tuple(verdict_from_json(v) for v in store.read_json(folder / "verdicts.json"))
-    rows = tuple(row_from_json(row) for row in store.read_jsonl(folder / "rows.jsonl"))
-    return Run(folder, verdicts, rows, reused)
-
-
-def report_data(folder: Path, project: ProjectConfig) -> ReportData:
-    """What a report shows of a finished run."""
-    run, manifest = load_run(folder), store.read_manifest(folder, "run")
-    return ReportData(
-        project=project.name,
-        verdicts=run.verdicts,
-        tasks=tuple(
-            TaskFacts(**{**facts, "few_shot_ids": tuple(facts["few_shot_ids"])}) for facts in manifest["tasks"]
-        ),
-        arms=tuple(Arm(**arm) for arm in manifest["arms"]),
-        rows=run.rows,
-        questions={v["id"]: question_from_json(v) for v in store.read_jsonl(folder / "questions.jsonl")},
-        passages={v["id"]: passage_from_json(v) for v in store.read_jsonl(folder / "passages.jsonl")},
-        settings=manifest["settings"],
-        provenance={**manifest["provenance"], "measured": manifest["created"]},
-        currency=project.prices.currency,
-    )
+        for contest in contests
+        if contest.asked
+    ]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragtune.assistant import OPEN_TASK, Assistant, Decision, Router, get_arm
+from ragtune.assistant import ARMS, OPEN_TASK, Assistant, Decision, choice_key, get_arm, other_arms
 from ragtune.config import DEFAULT_METRICS, ProjectConfig, TaskConfig
 from ragtune.corpus.questions import load_task, locate_evidence
-from ragtune.errors import ConfigError, StoreError
+from ragtune.errors import ConfigError, QuestionError, StoreError
 from ragtune.prompting.strategies import Example
+from ragtune.router import Router
 from ragtune.types import Arm, Embedder, Generator, Passage, Question, Task, Weights
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class Session:
 
     project: ProjectConfig
     say: Callable[[str], None] = lambda _: None
-    _generators: dict[Weights, Generator] = field(default_factory=dict, repr=False)
+    _models: dict[str, tuple[Path, str]] = field(default_factory=dict, repr=False)
+    _generators: dict[str, Generator] = field(default_factory=dict, repr=False)
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
@@ -35,7 +37,9 @@ class Session:
 
         Raises: QuestionError naming file and line; ConfigError for a missing file.
         """
-        return tuple(_load_task(self.project, name, task) for name, task in self.project.tasks.items())
+        tasks = tuple(_load_task(self.project, name, task) for name, task in self.project.tasks.items())
+        _check_ids(tasks)
+        return tasks
 
     @cached_property
     def located_tasks(self) -> tuple[Task, ...]:
@@ -69,13 +73,24 @@ class Session:
 
         return Retriever(self.index, self.embedder, self.project.retrieval)
 
-    @cached_property
+    @property
     def base(self) -> tuple[Path, str]:
         """Folder and fingerprint of the base model."""
+        return self.model(self.project.generator.model)
+
+    def model(self, name: str) -> tuple[Path, str]:
+        """Folder and fingerprint of a local model, looked for once."""
         from ragtune.generator import models
 
-        folder = models.resolve(self.project.generator.model, self.say)
-        return folder, models.fingerprint(folder)
+        if name not in self._models:
+            folder = models.resolve(name, self.say)
+            self._models[name] = folder, models.fingerprint(folder)
+        return self._models[name]
+
+    @cached_property
+    def arms(self) -> Mapping[str, Arm]:
+        """All arms by name: those of the project's own model, then those of `[generators]`."""
+        return ARMS | other_arms(self.project.generators)
 
     @cached_property
     def decision(self) -> Decision | None:
@@ -91,25 +106,53 @@ class Session:
         """True for the base, and for adapters that were tuned."""
         return weights == "base" or self.adapter(weights).is_dir()
 
-    def generator(self, weights: Weights, keep_others: bool = True) -> Generator:
-        """The base model, or it with an adapter. `keep_others=False` frees models loaded before.
+    def generator(self, weights: Weights) -> Generator:
+        """The base model, or it with an adapter. Models loaded before stay while they fit beside the new one.
 
         Raises: StoreError when the adapter was not tuned yet; MismatchError when it belongs to another base.
         """
-        if weights not in self._generators:
-            if not self.has_weights(weights):
-                raise StoreError(
-                    f"there is no adapter at {self.adapter(weights)}; make it with: ragtune tune --arm {weights}"
-                )
+        if not self.has_weights(weights):
+            raise StoreError(
+                f"there is no adapter at {self.adapter(weights)}; make it with: ragtune tune --arm {weights}"
+            )
+        adapter = None if weights == "base" else self.adapter(weights)
+        return self._local(weights, self.project.generator.model, adapter)
+
+    def generator_for(self, arm: Arm) -> Generator:
+        """The generator that an arm answers with: the project's own model, or the one of `[generators]` that it names.
+
+        Raises: like `generator`; ModelError for a model that cannot be found; ConfigError without an endpoint's key.
+        """
+        if arm.generator is None:
+            return self.generator(arm.weights)
+        config = self.project.generators[arm.generator]
+        if config.base_url:
+            return self._endpoint(arm.generator)
+        return self._local(f"generators.{arm.generator}", config.model)
+
+    def fingerprint_of(self, name: str) -> str:
+        """The hash of what answers in `[generators.NAME]`: a model's weights, or an endpoint's address and settings.
+
+        Raises: ModelError for a model that cannot be found; ConfigError without an endpoint's key.
+        """
+        config = self.project.generators[name]
+        return self._endpoint(name).fingerprint if config.base_url else self.model(config.model)[1]
+
+    def _local(self, key: str, model: str, adapter: Path | None = None) -> Generator:
+        if key not in self._generators:
+            from ragtune.generator import machine
             from ragtune.generator.generate import LocalGenerator
 
-            if not keep_others:
+            folder, fingerprint = self.model(model)
+            if not machine.fits_again(folder):
                 self._generators.clear()
-            folder, fingerprint = self.base
-            adapter = None if weights == "base" else self.adapter(weights)
-            name = self.project.generator.model
-            self._generators[weights] = LocalGenerator.from_folder(folder, name, fingerprint, adapter)
-        return self._generators[weights]
+            self._generators[key] = LocalGenerator.from_folder(folder, model, fingerprint, adapter)
+        return self._generators[key]
+
+    def _endpoint(self, name: str) -> Generator:
+        from ragtune.generator.endpoint import EndpointGenerator
+
+        return EndpointGenerator.from_config(name, self.project.generators[name], self.project.prices.currency)
 
     def task(self, name: str) -> Task:
         """A task by its name.
@@ -127,7 +170,7 @@ class Session:
         if arm is None and self.decision and chosen.name in self.decision.arms:
             arm = self.decision.arms[chosen.name]
             reason = f"{reason}; its verdict is {arm}"
-        picked = get_arm(arm or "retrieve")
+        picked = get_arm(arm or "retrieve", self.arms)
         return self._assistant(picked, chosen), f"task {chosen.name}: {reason}"
 
     def _choose_task(self, question: str, task: str | None) -> tuple[Task, str]:
@@ -135,19 +178,23 @@ class Session:
             return self.task(task), "as asked"
         if self.decision is None:
             return OPEN_TASK, "no decision yet"
-        router = Router.load(self.project.place("runs"))
+        # The run may be older than the settings: today's default counts, and a task that is gone is not taken.
+        default = self.project.default_task
+        router = replace(Router.load(self.project.place("runs")), default=default)
         name, reason = router.route(question, self.embedder)
-        return (self.task(name) if name in self.project.tasks else OPEN_TASK), reason
+        if name and name not in self.project.tasks:
+            name, reason = default, f"the run's router picked {name}, which is no task of this project any more"
+        return (self.task(name) if name else OPEN_TASK), reason
 
     def _assistant(self, arm: Arm, task: Task) -> Assistant:
-        decided = self.decision.instructions.get(task.name) if self.decision else None
+        decided = self.decision.instructions.get(choice_key(task.name, arm.generator)) if self.decision else None
         with_passages = arm.passages != "none"
         instruction = task.instructions[0]
         if decided and arm.weights == "base":
             instruction = decided["with_passages" if with_passages else "without_passages"]
         examples = self._examples(arm, task)
         return Assistant(
-            arm, task, instruction, self.generator(arm.weights), examples, self.project.retrieval.context_tokens
+            arm, task, instruction, self.generator_for(arm), examples, self.project.retrieval.context_tokens
         )
 
     def _examples(self, arm: Arm, task: Task) -> tuple[Example, ...]:
@@ -155,7 +202,7 @@ class Session:
             return ()
         from ragtune.measure import draw_examples, example_passages
 
-        chosen = self.decision.examples.get(task.name, ()) if self.decision else ()
+        chosen = self.decision.examples.get(choice_key(task.name, arm.generator), ()) if self.decision else ()
         by_id = {q.id: q for q in task.questions}
         config = self.project.evaluate
         questions = [by_id[i] for i in chosen if i in by_id] or draw_examples(task, config.shots, config.seed)
@@ -165,6 +212,19 @@ class Session:
         located = {q.id: q for t in self.located_tasks if t.name == task.name for q in t.questions}
         gold = gold_passages((located[q.id] for q in questions), self.index.passages)
         return tuple(Example(q, example_passages(gold[q.id], found)) for q, found in zip(questions, hits, strict=True))
+
+
+def _check_ids(tasks: Iterable[Task]) -> None:
+    """Passages and answers are kept by question id, so two tasks that share one would be given each other's."""
+    owners: dict[str, str] = {}
+    for task in tasks:
+        for question in task.questions:
+            owner = owners.setdefault(question.id, task.name)
+            if owner != task.name:
+                raise QuestionError(
+                    f"id {question.id!r} stands in task {owner!r} and in task {task.name!r}; make it unique, "
+                    f"e.g. '{task.name}-{question.id}'"
+                )
 
 
 def _load_task(project: ProjectConfig, name: str, task: TaskConfig) -> Task:

@@ -24,7 +24,7 @@ from typing import Any
 from ragtune.errors import BusyError, MismatchError, StoreError
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _RECORDED_PACKAGES = ("ragtune", "torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "faiss-cpu")
 
 
@@ -309,7 +309,7 @@ def open_folder(folder: Path, kind: str) -> dict[str, Any]:
             raise StoreError(f"{folder}: {name} is missing; make the {kind} again")
         if sha256_of_file(path) != expected:
             raise StoreError(
-                f"{folder}: {name} is damaged (its sha256 differs from the manifest); make the {kind} again"
+                f"{folder}: {name} is damaged or edited (its sha256 differs from the manifest); make the {kind} again"
             )
     return manifest
 

@@ -97,6 +97,7 @@ save_steps = 1
 [evaluate]
 shots = 2
 example_sets = 2
+probe_questions = 0
 
 [tasks.facts]
 questions = "tasks/facts.jsonl"

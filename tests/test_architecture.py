@@ -1,7 +1,8 @@
 """Who may import whom: the direction of the design, held by reading every import statement, lazy ones included.
 
-types <- errors, config, store, records <- {corpus, retriever, prompting, generator, evaluator, execution} <- assistant
-<- {measure, session} <- {tuning, runs} <- pipeline <- {interop, serving} <- cli
+types <- errors, config, store, records <- {corpus, retriever, prompting, generator, evaluator, execution} <-
+{assistant, router, rounds} <- {measure, session} <- {probes, results} <- {tuning, runs} <- pipeline <-
+{interop, serving} <- cli
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ LEVELS: tuple[set[str], ...] = (
     {"types"},
     {"errors", "config", "store", "records"},
     STAGES,
-    {"assistant"},
+    {"assistant", "router", "rounds"},
     {"measure", "session"},
+    {"probes", "results"},
     {"tuning", "runs"},
     {"pipeline"},
     {"interop", "serving"},

@@ -23,6 +23,7 @@ from ragtune.measure import (
     ask_all,
     build_assistant,
     choose_on_dev,
+    draw_candidates,
     draw_examples,
     example_passages,
     sample,
@@ -152,23 +153,28 @@ def test_the_instruction_with_passages_is_chosen_by_itself(tmp_path: Path) -> No
 
 
 def test_the_better_examples_are_chosen(tmp_path: Path) -> None:
-    made, config = task(instructions=["Be short."]), EvaluateConfig(example_sets=3, shots=2)
-    draws = [draw_examples(made, 2, config.seed + i) for i in range(3)]
-    wanted = draws[1]
+    made, config = task(instructions=["Be short."]), EvaluateConfig(example_sets=2, shots=4)
+    candidates = draw_candidates(made, config)
+    wanted = candidates[3]
     generator = answering_only(lambda messages: [m.content for m in messages[1:-1:2]] == [q.text for q in wanted])
-    choices = choose_on_dev(made, generator, bench(tmp_path, example_sets=3, shots=2))
+    choices = choose_on_dev(made, generator, bench(tmp_path, example_sets=2, shots=4))
     assert choices.example_ids == tuple(question.id for question in wanted)
-    assert choices.dev_scores == {"examples 1": 0.0, "examples 2": 1.0, "examples 3": 0.0}
+    assert choices.dev_scores == {"examples 1": 0.0, "examples 2": 0.0, "examples 3": 0.0, "examples 4": 1.0}
+
+
+def test_each_draw_competes_whole_and_by_half() -> None:
+    assert [len(draw) for draw in draw_candidates(task(), EvaluateConfig(example_sets=2, shots=6))] == [6, 3, 6, 3]
+    assert [len(draw) for draw in draw_candidates(task(), EvaluateConfig(example_sets=2, shots=1))] == [1, 1]
 
 
 def test_without_a_choice_nothing_is_asked(tmp_path: Path) -> None:
     generator = answering_only(lambda _: True)
-    choices = choose_on_dev(task(instructions=["Be short."]), generator, bench(tmp_path, example_sets=1))
+    choices = choose_on_dev(task(instructions=["Be short."]), generator, bench(tmp_path, example_sets=1, shots=1))
     no_dev = choose_on_dev(task(), generator, bench(tmp_path, dev_questions=0))
     assert generator.prompts == []
     assert choices.dev_scores == no_dev.dev_scores == {}
     assert no_dev.instruction == "Be short."
-    assert len(choices.example_ids) == EvaluateConfig().shots
+    assert len(choices.example_ids) == 1
 
 
 def test_tuned_weights_keep_the_instruction_that_they_were_trained_with() -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 import ragtune
-from ragtune import RagtuneError, Watch, measure, pipeline, runs, store
+from ragtune import RagtuneError, Watch, measure, pipeline, results, store
 from ragtune.assistant import ARMS, Decision
 from ragtune.config import ProjectConfig, load_config
 from ragtune.errors import ConfigError, InputError, MismatchError, StoreError
+from ragtune.rounds import random_order
 from ragtune.session import Session
 from ragtune.testing import HashEmbedder, ScriptedGenerator
 from ragtune.types import Message
@@ -57,7 +58,7 @@ def expert() -> ScriptedGenerator:
     return ScriptedGenerator(reply)
 
 
-def rows_of(run: runs.Run) -> set[tuple[object, ...]]:
+def rows_of(run: results.Run) -> set[tuple[object, ...]]:
     return {(r.task, r.question_id, r.arm, r.score, r.text, r.passage_ids, r.free_text) for r in run.rows}
 
 
@@ -150,7 +151,7 @@ def test_the_python_api_as_documented(page: str, project: Path, fp32: None, caps
     names: dict[str, object] = {"ragtune": ragtune}
     exec(code.replace("corpora/harbourline", str(project)), names)
     run = names["run"]
-    assert isinstance(run, runs.Run)
+    assert isinstance(run, results.Run)
     assert {verdict.task for verdict in run.verdicts} == set(TASKS)
     assert {row.arm for row in run.rows} == set(ARMS)
     assert (project / "reports/fenmere/report.html").exists()
@@ -281,7 +282,9 @@ def test_the_decision_routes_ask(project: Path, monkeypatch: pytest.MonkeyPatch)
     # By the making of the expert: labels need nothing, records need examples, facts need passages.
     winners = {"facts": "retrieve", "routing": "prompt", "record": "few-shot"}
     assert {verdict.task: verdict.arm for verdict in run.verdicts} == winners
-    assert all(verdict.status == "decided" for verdict in run.verdicts)
+    # The answers to the 12 facts stand in two documents: too few to generalise from, however clear the scores.
+    decided = {verdict.task for verdict in run.verdicts if verdict.status == "decided"}
+    assert decided == {"routing", "record"}
 
     answer = ragtune.ask(config, "Help with pontoon, please")
     assert (answer.task, answer.arm, answer.text, answer.hits) == ("routing", "prompt", "Moorings", ())
@@ -289,7 +292,7 @@ def test_the_decision_routes_ask(project: Path, monkeypatch: pytest.MonkeyPatch)
     assert (answer.task, answer.arm, answer.hits) == ("record", "few-shot", ())
     assert json.loads(answer.text) == {"boats": 7, "day": "Friday"}
     assert len(generator.prompts[-1]) == 2 + 2 * 2
-    # Unsure between the tasks, it takes the default one; its instruction is the one that did best on dev.
+    # Routed to facts; its instruction is the one that did best on dev.
     answer = ragtune.ask(config, "Who measures the ice?")
     assert (answer.task, answer.arm, answer.text) == ("facts", "retrieve", "the warden")
     assert generator.prompts[-1][0].content.startswith("Give the short answer.")
@@ -353,7 +356,7 @@ def test_a_random_share_of_the_questions_can_be_asked(project: Path, monkeypatch
     use(monkeypatch, expert())
     run = ragtune.evaluate(config, only=["facts"])
     assert len(run.rows) == 5
-    chosen = measure.sample(Session(config).task("facts").split("test"), 5, config.evaluate.seed)
+    chosen = random_order(Session(config).task("facts").split("test"), config.evaluate.seed, 5)
     assert [row.question_id for row in run.rows] == [question.id for question in chosen]
 
 

@@ -13,7 +13,21 @@ from ragtune import __version__
 from ragtune.cli.output import fail
 from ragtune.errors import RagtuneError
 
-COMMANDS = ("init", "doctor", "models", "check", "index", "search", "ask", "tune", "evaluate", "report")
+COMMANDS = (
+    "init",
+    "import",
+    "doctor",
+    "models",
+    "check",
+    "index",
+    "search",
+    "ask",
+    "tune",
+    "evaluate",
+    "compare",
+    "report",
+)
+_MODULES = {"import": "import_data"}  # a module cannot be called like a word of the language
 
 
 class _LazyGroup(click.Group):
@@ -25,7 +39,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"ragtune.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"ragtune.cli.{_MODULES.get(cmd_name, cmd_name)}").command
         return command
 
 

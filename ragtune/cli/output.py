@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
     from ragtune.generator.train import Progress
     from ragtune.pipeline import Watch
+    from ragtune.rounds import Contest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_WORTH_A_LINE = 2.0  # seconds
 
 
 @cache
@@ -88,25 +91,44 @@ def json_option(function: Command) -> Command:
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """A Watch that shows progress bars on a terminal, and a line every so often when piped."""
+    """A Watch that shows progress bars and standings on a terminal, and a line every so often when piped."""
     from ragtune.pipeline import Watch
 
     if not err().is_terminal:
-        yield Watch(say=say, progress=_Lines().progress, training=_Lines().training)
+        lines = _Lines()
+        yield Watch(say=say, progress=lines.progress, training=lines.training, standings=lines.standings)
         return
+    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err(), transient=True) as bars:
-        yield Watch(say=say, progress=_Bars(bars).progress, training=_Bars(bars).training)
+    bars = _Bars(Progress(*columns, console=err()))
+    with Live(get_renderable=bars.shown, console=err(), transient=True, refresh_per_second=4):
+        yield Watch(say=say, progress=bars.progress, training=bars.training, standings=bars.standings)
 
 
 class _Bars:
-    """One rich bar at a time."""
+    """The standings so far, how many of at most so many answers are given, and the bar of what is being done."""
 
     def __init__(self, bars: Any) -> None:
         self.bars = bars
         self.tasks: dict[str, Any] = {}
+        self.contests: Sequence[Contest] = ()
+        self.answers: Any = None
+
+    def shown(self) -> Any:
+        from rich.console import Group
+
+        return Group(standings_table(self.contests), self.bars) if self.contests else self.bars
+
+    def standings(self, contests: Sequence[Contest]) -> None:
+        from ragtune.rounds import generations
+
+        self.contests = contests
+        asked, in_full = generations(contests)
+        if self.answers is None:
+            self.answers = self.bars.add_task("answers, at most", total=in_full)
+        self.bars.update(self.answers, completed=asked)
 
     def progress(self, what: str, done: int, total: int) -> None:
         if what not in self.tasks:
@@ -125,15 +147,44 @@ class _Bars:
         )
 
 
+def standings_table(contests: Sequence[Contest]) -> Any:
+    """Arms x tasks: mean score so far and half its 95 % interval (normal approximation); grey once dropped."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("arm")
+    for contest in contests:
+        table.add_column(f"{contest.task} {contest.asked}/{len(contest.questions)}", justify="right")
+    cells = [{name: (mean, half) for name, mean, half in contest.means()} for contest in contests]
+    for name in dict.fromkeys(arm.name for contest in contests for arm in contest.arms):
+        row = []
+        for contest, known in zip(contests, cells, strict=True):
+            shown = f"{known[name][0]:.2f} ±{known[name][1]:.2f}" if name in known else ""
+            row.append(f"[dim]{shown} out[/dim]" if name in contest.dropped else shown)
+        table.add_row(name, *row)
+    return table
+
+
 class _Lines:
-    """Progress without a terminal: a line when something ends, and for training every tenth of the way."""
+    """Progress without a terminal: a line after what took long, after each round, and at each tenth of training."""
 
     def __init__(self) -> None:
         self.tenth = -1
+        self.asked: dict[str, int] = {}
+        self.begun: dict[str, float] = {}
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if done == total:
+        began = self.begun.setdefault(what, time.monotonic())
+        if done == total and time.monotonic() - began > _WORTH_A_LINE:
             say(f"{what}: {done}/{total}")
+
+    def standings(self, contests: Sequence[Contest]) -> None:
+        for contest in contests:
+            if contest.asked > self.asked.get(contest.task, 0):
+                self.asked[contest.task] = contest.asked
+                means = ", ".join(f"{name} {mean:.2f}" for name, mean, _ in contest.means())
+                out = f"; dropped: {', '.join(contest.dropped)}" if contest.dropped else ""
+                say(f"{contest.task} after {contest.asked} of {len(contest.questions)} questions: {means}{out}")
 
     def training(self, step: Progress) -> None:
         tenth = 10 * step.step // max(1, step.steps)

@@ -153,6 +153,18 @@ REFUSALS: dict[str, tuple[Callable[[], None], tuple[str, ...], int, str]] = {
         2,
         r"tasks/record\.jsonl, line 1: answer '{boats.*' is not JSON",
     ),
+    "answers that are no record": (
+        replacing("tasks/record.jsonl", r"{\"boats\": 2, \"day\": \"Monday\"}", "[2]"),
+        ("check",),
+        2,
+        r"tasks/record\.jsonl, line 1: answer '\[2\]' is a JSON list, field_match expects an object",
+    ),
+    "an id of two tasks": (
+        replacing("tasks/record.jsonl", '"id": "record-1"', '"id": "facts-1"'),
+        ("check",),
+        2,
+        r"id 'facts-1' stands in task 'facts' and in task 'record'; make it unique, e\.g\. 'record-facts-1'",
+    ),
     "duplicate ids": (
         replacing(FACTS, '"id": "facts-7"', '"id": "facts-3"'),
         ("check",),
@@ -213,7 +225,37 @@ REFUSALS: dict[str, tuple[Callable[[], None], tuple[str, ...], int, str]] = {
         replacing("ragtune.toml", "[tasks.facts]\n", '[tasks.facts]\nmetric = "charm"\n'),
         ("evaluate",),
         2,
-        r"task 'facts' has metric 'charm'; known are ",
+        r"tasks\.facts: metric 'charm' does not fit format 'short'; expected one of: token_f1, exact_match, rouge_l",
+    ),
+    "metric that does not fit": (
+        replacing("ragtune.toml", "[tasks.routing]\n", '[tasks.routing]\nmetric = "token_f1"\n'),
+        ("index",),
+        2,
+        r"tasks\.routing: metric 'token_f1' does not fit format 'label'; expected one of: accuracy",
+    ),
+    "prices in two units": (
+        replacing("ragtune.toml", "[tune]\n", "[prices]\nprompt = 0.15\noutput = 0.0000006\n\n[tune]\n"),
+        ("evaluate",),
+        2,
+        r"prices: an output token costs 4e-06 times a prompt token; give both prices per 1,000 tokens",
+    ),
+    "a price with its unit": (
+        replacing("ragtune.toml", "[tune]\n", '[prices]\nprompt = "0.15 USD"\n\n[tune]\n'),
+        ("evaluate",),
+        2,
+        r"prices\.prompt = '0\.15 USD': Input should be a valid number",
+    ),
+    "no arm that can win": (
+        nothing,
+        ("evaluate", "--arm", "oracle"),
+        2,
+        r"none of the arms oracle can win task 'facts'; add one that can",
+    ),
+    "no test questions": (
+        replacing(FACTS, '"split": "test"', '"split": "dev"', 12),
+        ("evaluate", "--task", "facts"),
+        2,
+        r"task 'facts' has no test questions; add some to its question file",
     ),
     "unknown task, tune": (nothing, ("tune", "--task", "poems"), 2, r"unknown task 'poems'; tasks are: facts, routing"),
     "unknown task, evaluate": (nothing, ("evaluate", "--task", "poems"), 2, r"unknown task 'poems'; tasks are: facts"),
@@ -361,7 +403,9 @@ def test_one_line_says_what_is_wrong(cli: Cli, made_project: Path, case: str) ->
     assert no_half_folders()
 
 
-@pytest.mark.parametrize("arguments", [("search", QUESTION), ("ask", QUESTION, "--arm", "retrieve"), ("tune",)])
+@pytest.mark.parametrize(
+    "arguments", [("search", QUESTION), ("ask", QUESTION, "--arm", "retrieve", "--task", "facts"), ("tune",)]
+)
 def test_an_index_of_another_embedder(
     cli: Cli, made_project: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
