@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ragtune.assistant import ARMS
     from ragtune.config import ProjectConfig, load_config
     from ragtune.errors import RagtuneError
-    from ragtune.pipeline import Watch, ask, check, evaluate, index, report, search, tune
+    from ragtune.pipeline import Watch, ask, check, compare, evaluate, import_data, index, report, search, tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,7 +25,9 @@ __all__ = [
     "__version__",
     "ask",
     "check",
+    "compare",
     "evaluate",
+    "import_data",
     "index",
     "load_config",
     "report",
@@ -37,7 +39,9 @@ _HOMES = {
     "ProjectConfig": "config",
     "load_config": "config",
     "RagtuneError": "errors",
-    **dict.fromkeys(("Watch", "ask", "check", "evaluate", "index", "report", "search", "tune"), "pipeline"),
+    **dict.fromkeys(
+        ("Watch", "ask", "check", "compare", "evaluate", "import_data", "index", "report", "search", "tune"), "pipeline"
+    ),
 }
 
 # bitsandbytes warns at import about an optional kernel package that would fetch native code from a hub.

@@ -5,6 +5,7 @@ RagtuneError
 ├── InputError           documents, questions or flags that cannot be used
 │   └── QuestionError    a broken line in a question file (file and line number in the message)
 ├── ModelError           a model that is missing, incomplete or not what it claims to be
+│   └── UnfinishedError  some prompts could not be answered
 ├── StoreError           a folder of ours that is missing, damaged or of another version
 │   ├── MismatchError    made with another embedder, base model or index than the one at hand
 │   └── BusyError        another process is writing the same folder
@@ -12,6 +13,12 @@ RagtuneError
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ragtune.types import Reply
 
 
 class RagtuneError(Exception):
@@ -38,6 +45,17 @@ class QuestionError(InputError):
 
 class ModelError(RagtuneError):
     """A model that is missing, incomplete or not what it claims to be."""
+
+
+class UnfinishedError(ModelError):
+    """Some prompts could not be answered.
+
+    `replies` are the answers that came, by the prompt's place.
+    """
+
+    def __init__(self, message: str, replies: Mapping[int, Reply]) -> None:
+        super().__init__(message)
+        self.replies = replies
 
 
 class StoreError(RagtuneError):

@@ -201,5 +201,6 @@ def chat_model_for(project: ProjectConfig, arm: str = "prompt", max_new_tokens: 
 
     Raises: ConfigError for an unknown arm; StoreError when its adapter was not tuned yet.
     """
-    generator = Session(project).generator(get_arm(arm).weights)
+    session = Session(project)
+    generator = session.generator_for(get_arm(arm, session.arms))
     return RagtuneChatModel(generator=generator, max_new_tokens=max_new_tokens)

@@ -14,6 +14,7 @@ from statistics import fmean
 from ragtune import store
 from ragtune.assistant import Assistant
 from ragtune.config import EvaluateConfig, RetrievalConfig
+from ragtune.errors import UnfinishedError
 from ragtune.evaluator.score import score_answer
 from ragtune.prompting.strategies import Example
 from ragtune.types import Arm, Generator, Hit, Message, Passage, Question, Reply, Row, Task
@@ -180,14 +181,21 @@ def _request(assistant: Assistant, question: Question, bench: Bench) -> _Request
 
 
 def ask_all(assistant: Assistant, questions: Sequence[Question], bench: Bench, label: str) -> list[Row]:
-    """One scored row per question, in order; what the log already holds is not asked again."""
+    """One scored row per question, in order; what the log already holds is not asked again.
+
+    Raises: UnfinishedError when an endpoint leaves questions unanswered; what it answered is in the log.
+    """
     requests = [_request(assistant, question, bench) for question in questions]
     missing = sorted((r for r in requests if r.key not in bench.log), key=lambda r: -r.length)
     done = len(requests) - len(missing)
     bench.report(label, done, len(requests))
     for start in range(0, len(missing), _CHUNK):
         chunk = missing[start : start + _CHUNK]
-        bench.log.add(_answer_chunk(assistant, chunk))
+        try:
+            bench.log.add(_answer_chunk(assistant, chunk))
+        except UnfinishedError as error:  # what came is paid for
+            bench.log.add({chunk[i].key: (reply, None) for i, reply in error.replies.items()})
+            raise
         done += len(chunk)
         bench.report(label, done, len(requests))
     return [_row(assistant, request, bench.log) for request in requests]
@@ -197,8 +205,8 @@ def _answer_chunk(assistant: Assistant, chunk: Sequence[_Request]) -> dict[str, 
     prompts = [request.prompt for request in chunk]
     replies = assistant.reply(prompts)
     free: list[str | None] = [None] * len(chunk)
-    if assistant.task.format == "label":
-        # Labels are chosen by likelihood; what the model would have written on its own shows format failures.
+    if any(reply.label_scores for reply in replies):
+        # Labels were chosen by likelihood; what the model would have written on its own shows format failures.
         free = [r.text for r in assistant.generator.generate(prompts, assistant.task.max_answer_tokens)]
     return {r.key: (reply, text) for r, reply, text in zip(chunk, replies, free, strict=True)}
 

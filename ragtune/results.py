@@ -43,6 +43,17 @@ def training_price(session: Session, arm: Arm) -> float:
     return float(tokens / 1000 * prices.training / prices.questions)
 
 
+def others(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """One arm of each of the `[generators]` that arms name."""
+    return {arm.generator: arm for arm in arms if arm.generator is not None}
+
+
+def token_prices(project: ProjectConfig, generator: str) -> tuple[float, float]:
+    """What 1,000 prompt and 1,000 output tokens cost at one of the `[generators]`."""
+    config = project.generators[generator]
+    return config.prompt_price, config.output_price
+
+
 def write_run(
     target: Path,
     session: Session,
@@ -98,12 +109,12 @@ def describe(
     return {
         "arms": [asdict(arm) for arm in arms],
         "choices": {name: asdict(choice) for name, choice in choices.items()},
-        "tasks": [asdict(_task_facts(by_name[name], session.project, choice)) for name, choice in choices.items()],
+        "tasks": [asdict(_task_facts(by_name[c.task], session.project, choices[c.task])) for c in contests],
         "training_cost": {arm.name: training_price(session, arm) * prices.questions for arm in arms},
         "questions_paid_off": prices.questions,
         "freshness": _freshness(session, arms),
         "race": {"asked": asked, "in_full": in_full, "error": session.project.evaluate.racing_error},
-        "settings": _settings(session.project),
+        "settings": _settings(session.project) | _settings_of_others(session.project, arms),
         "provenance": _provenance(session, arms, seconds),
     }
 
@@ -153,6 +164,14 @@ def _settings(project: ProjectConfig) -> dict[str, str]:
     }
 
 
+def _settings_of_others(project: ProjectConfig, arms: Sequence[Arm]) -> dict[str, str]:
+    prices = {name: token_prices(project, name) for name in others(arms)}
+    return {
+        f"prices of {name}": f"{prompt:g} and {output:g} {project.prices.currency} per 1,000 prompt and output tokens"
+        for name, (prompt, output) in prices.items()
+    }
+
+
 def _provenance(session: Session, arms: Sequence[Arm], seconds: float) -> dict[str, str]:
     project, made = session.project, session.index.manifest
     facts = {
@@ -161,6 +180,10 @@ def _provenance(session: Session, arms: Sequence[Arm], seconds: float) -> dict[s
         "index": f"{made['documents']} documents, {made['passages']} passages ({session.index.fingerprint[:12]})",
         "embedder": f"{made['embedder']['name']} ({made['embedder']['fingerprint'][:12]})",
     }
+    for name in others(arms):
+        config = project.generators[name]
+        place = f" at {config.base_url}" if config.base_url else ""
+        facts[f"generator {name}"] = f"{config.model}{place} ({session.fingerprint_of(name)[:12]})"
     for weights in sorted({arm.weights for arm in arms} - {"base"}):
         tuned = store.read_manifest(session.adapter(weights), "adapter")
         facts[f"adapter {weights}"] = (

@@ -43,8 +43,9 @@ class Contest:
 
     @property
     def running(self) -> tuple[Arm, ...]:
-        """Arms still in it, reference arms included; those of one adapter stand together."""
-        return tuple(sorted((a for a in self.arms if a.name not in self.dropped), key=lambda a: a.weights))
+        """Arms still in it, reference arms included; those of one model stand together."""
+        running = (arm for arm in self.arms if arm.name not in self.dropped)
+        return tuple(sorted(running, key=lambda arm: (arm.generator or "", arm.weights)))
 
     @property
     def open(self) -> bool:

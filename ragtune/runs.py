@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ragtune import store
-from ragtune.assistant import ARMS, get_arm
+from ragtune.assistant import ARMS, choice_key, get_arm
 from ragtune.errors import ConfigError
 from ragtune.evaluator.decide import Prices, decide
 from ragtune.measure import AnswerLog, Bench, Choices, Report, ask_all, build_assistant, choose_on_dev, sample
 from ragtune.probes import probe_forgetting, probe_knowledge
-from ragtune.results import training_price
+from ragtune.results import others, token_prices, training_price
 from ragtune.rounds import Contest, Pace, clusters_of, questions_to_ask, rows_of, run_rounds
 from ragtune.session import TUNED, Session, gold_passages
 from ragtune.types import Arm, Question, Row, Task, Verdict
@@ -25,7 +25,7 @@ def arms_to_measure(session: Session) -> tuple[Arm, ...]:
     """
     names = session.project.evaluate.arms
     arms = []
-    for arm in (get_arm(name) for name in names or ARMS):
+    for arm in (get_arm(name, session.arms) for name in names or session.arms):
         if arm.name == "oracle" and not session.has_weights(arm.weights):
             arm = replace(arm, weights="base")
         if session.has_weights(arm.weights):
@@ -44,6 +44,7 @@ def run_inputs(session: Session, tasks: Sequence[Task], arms: Sequence[Arm]) -> 
     return {
         "base": session.base[1],
         "adapters": {w: manifest["files"] for w, manifest in adapters.items()},
+        "generators": {name: [session.fingerprint_of(name), *token_prices(project, name)] for name in others(arms)},
         "index": session.index.fingerprint,
         "tasks": {task.name: store.sha256_of_json(asdict(task)) for task in tasks},
         "arms": [asdict(arm) for arm in arms],
@@ -85,16 +86,19 @@ def measure_all(
 ) -> tuple[dict[str, Choices], list[Contest]]:
     """Dev choices, then the rounds of each task: what all its arms answered, and which were dropped."""
     contests = [_contest(session, task, arms) for task in tasks]
-    base = session.generator("base")
-    choices = {task.name: choose_on_dev(task, base, bench) for task in tasks}
+    choices = {
+        choice_key(task.name, arm.generator): choose_on_dev(task, session.generator_for(arm), bench)
+        for arm in (ARMS["prompt"], *others(arms).values())
+        for task in tasks
+    }
     by_name = {task.name: task for task in tasks}
 
     def ask(arm: Arm, name: str, questions: Sequence[Question]) -> list[Row]:
-        task, choice = by_name[name], choices[name]
+        task, choice = by_name[name], choices[choice_key(name, arm.generator)]
         by_id = {q.id: q for q in task.questions}
         examples = [by_id[i] for i in choice.example_ids]  # in the order that dev chose
         instruction = choice.instruction_for(arm, task)
-        assistant = build_assistant(arm, task, instruction, examples, session.generator(arm.weights), bench)
+        assistant = build_assistant(arm, task, instruction, examples, session.generator_for(arm), bench)
         return ask_all(assistant, questions, bench, f"{arm.name} on {name}")
 
     run_rounds(contests, ask, session.project.evaluate, pace)
@@ -149,6 +153,7 @@ def decide_all(session: Session, arms: Sequence[Arm], contests: Sequence[Contest
         project.prices.output,
         currency=project.prices.currency,
         training={arm.name: training_price(session, arm) for arm in arms},
+        by_arm={arm.name: token_prices(project, arm.generator) for arm in arms if arm.generator is not None},
     )
     config = project.evaluate
     by_name = {arm.name: arm for arm in arms}

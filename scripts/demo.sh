@@ -15,12 +15,12 @@ ragtune ask -c "$RAGTUNE_CONFIG" --arm retrieve "What does a bicycle cost on R3?
 step "3/7 Checking the tasks"
 ragtune check -c "$RAGTUNE_CONFIG"
 step "4/7 Tuning without passages (the arm 'tune')"
-ragtune tune -c "$RAGTUNE_CONFIG" --arm tune --epochs 2 --max-rows-per-task 300 --resume \
+ragtune tune -c "$RAGTUNE_CONFIG" --arm tune --epochs 2 --max-rows-per-task 240 --resume \
   --task facts --task routing --task record --task sender --task language
 step "5/7 Tuning with passages (the arm 'raft'), on the task whose answers stand in one document"
 ragtune tune -c "$RAGTUNE_CONFIG" --arm raft --task facts --epochs 2 --resume
 step "6/7 Every arm answers the same questions, round by round"
-ragtune evaluate -c "$RAGTUNE_CONFIG" --questions 72 \
+ragtune evaluate -c "$RAGTUNE_CONFIG" --questions 56 \
   --task facts --task routing --task record --task sender --task language
 step "7/7 The winner answers, then the report"
 ragtune ask -c "$RAGTUNE_CONFIG" "What does a bicycle cost on R3?"

@@ -7,6 +7,7 @@ written, and the exit code is 1 when a page is not what would be written.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 
 from ragtune.cli import cli
-from ragtune.config import ProjectConfig, TaskConfig
+from ragtune.config import OtherGeneratorConfig, ProjectConfig, TaskConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 HELP_WIDTH = 100
@@ -51,7 +52,7 @@ Results go to standard output, progress and warnings to standard error. `--json`
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | it failed, `check` or `doctor` found something wrong, or whoever read the output stopped reading |
+| 1 | it failed; `check` or `doctor` found something wrong; `--fail-on-regression` found a loss; the reader left |
 | 2 | a flag, a setting, a document or a question file cannot be used |
 | 130 | interrupted |
 
@@ -67,9 +68,9 @@ def pages() -> dict[str, str]:
 def configuration_page() -> str:
     """One table of keys for the top level and one for each section."""
     parts = [CONFIGURATION, "## Top level\n", _table(ProjectConfig)]
-    models: list[type[BaseModel]] = [*_sections(), TaskConfig]
+    models: list[type[BaseModel]] = [*_sections(), OtherGeneratorConfig, TaskConfig]
     for model in models:
-        heading, _, meaning = (model.__doc__ or "").partition(": ")
+        heading, _, meaning = (inspect.getdoc(model) or "").partition(": ")
         parts += [f"## {heading}\n", meaning[:1].upper() + meaning[1:] + "\n", _table(model)]
     return "\n".join(parts)
 
@@ -84,8 +85,8 @@ def _table(model: type[BaseModel]) -> str:
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key, item in schema["properties"].items():
         field = model.model_fields[key]
-        is_table = "$ref" in item or item.get("type") == "object"
-        if is_table or field.exclude:
+        is_section = "$ref" in json.dumps(item)
+        if is_section or field.exclude:
             continue
         default = "required" if key in schema.get("required", ()) else _default(item.get("default"))
         lines.append(f"| `{key}` | {_values(item)} | {default} | {item.get('description', '')} |")
@@ -103,7 +104,9 @@ def _values(item: dict[str, Any]) -> str:
     if "anyOf" in item:
         return " or ".join(_values(part) for part in item["anyOf"] if part.get("type") != "null")
     if item["type"] == "array":
-        return f"list of {_values(item['items'])}s"
+        return f"list of {_values(item['items'])}" + ("" if "enum" in item["items"] else "s")
+    if item["type"] == "object":
+        return "table"
     kind = {"string": "string", "integer": "whole number", "number": "number", "boolean": "true or false"}[item["type"]]
     return ", ".join([kind, *_bounds(item)])
 

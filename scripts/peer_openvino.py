@@ -4,7 +4,8 @@
 folder MODEL to OpenVINO IR below FOLDER/models: once, a few minutes and 2 GB, nothing from a model hub. The
 weights stay 16 bits wide.
 
-`FOLDER/env/bin/python scripts/peer_openvino.py answer CONVERTED REQUESTS ANSWERS THREADS PRECISION` answers. REQUESTS is
+`FOLDER/env/bin/python scripts/peer_openvino.py answer CONVERTED REQUESTS ANSWERS THREADS PRECISION` answers.
+REQUESTS is
 JSONL, a `Request` a line; ANSWERS becomes one JSON object: `answers`, `seconds`, `version`, `settings`. Continuous
 batching looks for known prompt beginnings when a prompt comes in, not later. So that its prefix caching has
 something to find, the first prompt of each group goes ahead of the others of its task.
@@ -88,7 +89,7 @@ def _run(*command: object) -> None:
 
 
 def answer(converted: Path, requests: Sequence[Request], threads: int, precision: str) -> dict[str, Any]:
-    """Answer with continuous batching; runs in the peer's environment. `seconds` is answering alone, without loading."""
+    """Answer with continuous batching, in the peer's environment. `seconds` is answering alone, without loading."""
     import numpy as np
     import openvino
     import openvino_genai as genai

@@ -144,6 +144,7 @@ def test_model_libraries_stay_with_the_models() -> None:
         ("faiss", "retriever.vector_index"),
         ("bm25s", "retriever.keyword_index"),
         ("click", "cli."),
+        ("httpx2", "generator.endpoint"),
         ("langchain_core", "interop"),
     ],
 )

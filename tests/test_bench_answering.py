@@ -124,14 +124,14 @@ def test_agreement_and_score_difference_by_hand(bench: ModuleType) -> None:
     assert bench.mean_difference(sides[:1]) == pytest.approx(1 / 3)
 
 
-def timed(bench: ModuleType, task: Task, plain: list[str], texts: list[str], seconds: tuple[float, float, float]) -> Any:
+def timed(
+    bench: ModuleType, task: Task, plain: list[str], texts: list[str], seconds: tuple[float, float, float]
+) -> Any:
     replies = [Reply(text, 10, 2, 0.0) for text in texts]
     return bench.Timed(group(bench, task), plain, replies, *seconds)
 
 
-def test_label_tasks_count_for_time_but_not_for_agreement(
-    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_label_tasks_count_for_time_but_not_for_agreement(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScriptedGenerator, "dtype", "bfloat16", raising=False)
     picked = replace(COUNT, name="pick", format="label", metric="accuracy", labels=("0", "1", "2"))
     results = [

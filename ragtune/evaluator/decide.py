@@ -37,7 +37,7 @@ class Prices:
     """What an answer costs. `training` holds, by arm, the share of its adapter's training that one question bears.
 
     By default an output token costs as much as four prompt tokens and time costs nothing, so that a verdict doesn't
-    change with how busy the machine was.
+    change with how busy the machine was. `by_arm` holds the two token prices of arms that have their own.
     """
 
     per_1k_prompt_tokens: float = 0.05
@@ -45,14 +45,12 @@ class Prices:
     per_1k_seconds: float = 0.0
     currency: str = "units"
     training: Mapping[str, float] = field(default_factory=dict)
+    by_arm: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def cost(self, row: Row) -> float:
         """The price of one answer."""
-        thousandfold = (
-            row.prompt_tokens * self.per_1k_prompt_tokens
-            + row.output_tokens * self.per_1k_output_tokens
-            + row.seconds * self.per_1k_seconds
-        )
+        prompt, output = self.by_arm.get(row.arm, (self.per_1k_prompt_tokens, self.per_1k_output_tokens))
+        thousandfold = row.prompt_tokens * prompt + row.output_tokens * output + row.seconds * self.per_1k_seconds
         return thousandfold / 1000 + self.training.get(row.arm, 0.0)
 
 

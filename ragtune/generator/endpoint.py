@@ -23,7 +23,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from ragtune import store
 from ragtune.config import OtherGeneratorConfig
-from ragtune.errors import ConfigError, ModelError
+from ragtune.errors import ConfigError, ModelError, UnfinishedError
 from ragtune.generator.chat_api import Chunk, Completion, backoff, complaint, match_label, retry_after
 from ragtune.generator.spend import Bill, Budget, shared_budget
 from ragtune.types import Message, Reply
@@ -36,14 +36,6 @@ _REFUSED_FOR_NOW = {408, 425, 429}
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
-
-
-class UnfinishedError(ModelError):
-    """Some prompts could not be answered. `replies` are the answers that came, by the prompt's place."""
-
-    def __init__(self, message: str, replies: Mapping[int, Reply]) -> None:
-        super().__init__(message)
-        self.replies = replies
 
 
 class _MayPass(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -95,6 +96,15 @@ def test_what_the_new_ragtune_toml_comments_out_is_accepted_too(cli: Cli) -> Non
         text = text.replace(f"# {line}", line)
     Path("out/ragtune.toml").write_text(text)
     assert load_config("out").index.exclude == ("drafts/*",)
+
+
+def test_the_example_of_the_documentation(cli: Cli) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "import.md").read_text(encoding="utf-8")
+    blocks = {name: text for name, text in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)}
+    Path("boats.csv").write_text(blocks["csv"], encoding="utf-8")
+    command, _, expected = blocks["text"].partition("\n")
+    assert cli(*command.removeprefix("$ ragtune ").split()).stdout == expected
+    assert cli("check", "--config", "lake").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,38 @@ def test_a_document_in_the_row_itself_with_the_offsets_of_flat_squad(tmp_path: P
     assert (done.documents, done.unanswerable) == (1, 1)
 
 
+def test_an_impossible_row_has_no_answer(tmp_path: Path) -> None:
+    rows = [{"question": "A?", "answer": "a"}, {"question": "B?", "answer": "b", "is_impossible": True}]
+    assert bring(jsonl(tmp_path / "q.jsonl", rows), tmp_path / "out").unanswerable == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("meta.json", b"{", r"meta\.json, line 1: not valid JSON"),
+        ("meta.json", b"\xff\xfe", r"meta\.json: not valid JSON"),
+        (
+            "corpus.jsonl",
+            b'{"id": "x", "title": 3, "text": "y"}',
+            r"corpus\.jsonl, line 1: title is not text \(a int\)",
+        ),
+        ("train.json", b'{"rows": []}', r"train\.json: expected a list of objects"),
+    ],
+)
+def test_broken_files_beside_the_questions(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    jsonl(tmp_path / "in/test.jsonl", [{"question": "A?", "answer": "a"}])
+    (tmp_path / "in" / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        bring(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_meta_file_of_something_else_is_passed_over(tmp_path: Path) -> None:
+    jsonl(tmp_path / "in/test.jsonl", [{"question": "A?", "answer": "a"}])
+    write(tmp_path / "in/meta.json", "[1]")
+    assert bring(tmp_path / "in", tmp_path / "out").answer_format == "short"
+
+
 def test_a_json_list_of_rows(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.json", json.dumps([{"question": f"Q{i}?", "answer": f"a{i}"} for i in range(4)]))
     assert sum(bring(source, tmp_path / "out").questions.values()) == 4
@@ -243,6 +275,10 @@ def test_of_two_same_questions_the_one_of_the_test_stays(tmp_path: Path) -> None
         ('{"question": "x", "answer": "y", "evidence": "y"}', "evidence is not a list (a str)"),
         ('{"question": "x", "answer": "y", "doc_ids": ["d"], "spans": [[1]]}', "spans are not pairs of whole numbers"),
         ('{"question": "x", "answer": "y", "context": ["c"]}', "context is not text (a list)"),
+        (
+            '{"question": "x", "answer": "y", "evidence": [{"document": "d", "text": "y", "start": "1"}]}',
+            "evidence with offsets that are no whole numbers",
+        ),
         ("[" * 100_000, "not valid JSON"),
     ],
 )
@@ -266,6 +302,7 @@ def test_a_broken_line_of_the_corpus(open_folder: Path, tmp_path: Path) -> None:
         bring(open_folder, tmp_path / "out")
     done = bring(open_folder, tmp_path / "out", skip_broken=True)
     assert kinds(done.skipped) == {
+        "file test_full.jsonl, since test.jsonl is the test split": 1,
         "text is not text": 1,
         "document without id": 1,
         "a document with the id of an earlier one": 1,
@@ -521,12 +558,25 @@ def test_beir(beir: Path, tmp_path: Path) -> None:
     assert errors_of(tmp_path / "out") == []
 
 
+def test_titles_that_recur_are_no_labels(beir: Path, tmp_path: Path) -> None:
+    write(beir / "qrels/train.tsv", "".join(f"q{i}\td{1 + i % 2}\t1\n" for i in range(6)))
+    write(beir / "qrels/test.tsv", "")
+    done = bring(beir, tmp_path / "out")
+    assert (done.answer_format, done.evidence["stated"]) == ("short", 6)
+
+
 @pytest.mark.parametrize("line", ["q0\td1", "q0\td1\tmuch", "q0 0 d1 1"])
 def test_a_broken_judgement(beir: Path, tmp_path: Path, line: str) -> None:
     write(beir / "qrels/dev.tsv", f"query-id\tcorpus-id\tscore\n{line}\n")
     with pytest.raises(InputError, match=r"qrels/dev\.tsv, line 2: not a judgement \("):
         bring(beir, tmp_path / "out")
     assert kinds(bring(beir, tmp_path / "out", skip_broken=True).skipped)["not a judgement"] == 1
+
+
+def test_judgements_in_another_encoding(beir: Path, tmp_path: Path) -> None:
+    (beir / "qrels/dev.tsv").write_bytes(b"q0\td\xff\t1\n")
+    with pytest.raises(InputError, match=r"dev\.tsv is not UTF-8"):
+        bring(beir, tmp_path / "out")
 
 
 def test_beir_without_a_part(beir: Path, tmp_path: Path) -> None:
@@ -736,6 +786,11 @@ def test_questions_that_share_documents_stay_together() -> None:
 def test_each_split_gets_a_document_where_there_are_few() -> None:
     asked = [ask(str(i), "a", documents=(f"d{i % 3}",)) for i in range(30)]
     assert split(asked) == (Counter(train=10, dev=10, test=10), "by document, seed 3")
+
+
+def test_two_documents_leave_dev_empty_rather_than_leak() -> None:
+    asked = [ask(str(i), "a", documents=(f"d{i % 2}",)) for i in range(20)]
+    assert split(asked) == (Counter(train=10, test=10), "by document, seed 3")
 
 
 def test_one_document_for_all_is_split_by_question_and_says_so() -> None:
@@ -1058,6 +1113,12 @@ def test_documents_that_the_project_holds_already_are_used_as_they_are(open_fold
     added = [path.name for path in (tmp_path / "out/documents/second").iterdir()]
     assert added == ["new.md"]
     second = Session(load_config(tmp_path / "out")).task("second")
+    third = bring(open_folder, tmp_path / "out", name="third")
+    assert third.documents == 4 and not (tmp_path / "out/documents/third").exists()
+    toml = tmp_path / "out/ragtune.toml"
+    toml.write_text(toml.read_text().replace('# exclude = ["drafts/*"]', 'exclude = ["open"]'))
+    bring(open_folder, tmp_path / "out", name="fourth")
+    assert len(list((tmp_path / "out/documents/fourth").iterdir())) == 4, "those in open/ are not read"
     assert [question.evidence[0].document_id.split("/")[0] for question in second.questions] == [
         "open",
         "open",

@@ -29,10 +29,10 @@ from hypothesis import strategies as st
 
 from ragtune.assistant import ARMS, Assistant, choice_key, get_arm, other_arms
 from ragtune.config import OtherGeneratorConfig, ProjectConfig, build_config
-from ragtune.errors import ConfigError, ModelError
+from ragtune.errors import ConfigError, ModelError, UnfinishedError
 from ragtune.generator import chat_api, endpoint
 from ragtune.generator.chat_api import backoff, complaint, match_label, retry_after
-from ragtune.generator.endpoint import EndpointGenerator, UnfinishedError
+from ragtune.generator.endpoint import EndpointGenerator
 from ragtune.generator.spend import Budget
 from ragtune.session import Session
 from ragtune.types import Generator, Message, Reply, Task

@@ -144,13 +144,13 @@ def _targets(count: int, sizes: Mapping[Split, int]) -> dict[Split, float]:
 def _deal(
     questions: Sequence[SourceQuestion], targets: Mapping[Split, float], seed: int
 ) -> tuple[list[SourceQuestion], str]:
-    """Questions to splits by document; by question, if dev or test would come to less than half of their size."""
+    """Questions to splits by document; by question, if that left the test less than half as large as meant."""
     groups = _groups(questions)
     splits = _assign(groups, targets, seed)
     how = "by document" if any(question.gold for question in questions) else "by question"
     counts = Counter(splits.values())
-    small = [s for s, target in targets.items() if s != "train" and target >= 1 and counts[s] < target / 2]
-    if small and len(groups) < len(questions):
+    held_out: Split = "test" if "test" in targets else "dev"
+    if counts[held_out] < targets[held_out] / 2 and len(groups) < len(questions):
         splits = _assign([[i] for i in range(len(questions))], targets, seed)
         how = "by question, since documents tie most questions together"
     return [replace(question, split=splits[i]) for i, question in enumerate(questions)], f"{how}, seed {seed}"

@@ -1,7 +1,7 @@
 """A BEIR folder (Thakur et al. 2021): corpus.jsonl, queries.jsonl and judgements in qrels/*.tsv -> retrieval questions.
 
 The queries have no answers, only documents that were judged relevant. So the question becomes which document it is: any
-title of a relevant document is accepted, its first line where it has no title.
+title of a relevant document is accepted, its first line where it has no title, and there stands the evidence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ragtune.corpus.importers.source import (
     About,
     Broken,
     Ledger,
+    Quote,
     Source,
     SourceDocument,
     SourceQuestion,
@@ -122,7 +123,8 @@ def _question(
     if not known:
         raise Unusable("a query whose relevant documents are not in the corpus")
     answers = tuple(dict.fromkeys(names[document] for document in known))
-    return SourceQuestion(query, text, answers, where, split, known)
+    quotes = tuple(Quote(document, names[document]) for document in known)
+    return SourceQuestion(query, text, answers, where, split, known, quotes)
 
 
 def _name(document: SourceDocument) -> str:

@@ -183,11 +183,15 @@ def look_in_project(place: Place, evidence: Evidence) -> None:
 
 
 def _documents_there(place: Place) -> dict[str, str]:
-    """The ids of the project's Markdown documents by their sha256."""
-    if place.config is None or not place.documents.is_dir():
+    """The ids of the project's Markdown documents by their sha256; none where it may be told not to read some."""
+    if place.config is None or place.config.index.include or place.config.index.exclude:
         return {}
-    files = sorted(path for path in place.documents.rglob("*.md") if path.is_file())
-    return {store.sha256_of_file(path): path.relative_to(place.documents).as_posix() for path in files}
+    found = {path.relative_to(place.documents): path for path in sorted(place.documents.rglob("*.md"))}
+    return {
+        store.sha256_of_file(path): name.as_posix()
+        for name, path in found.items()
+        if path.is_file() and not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def _file_name(identity: str, taken: set[str]) -> str:

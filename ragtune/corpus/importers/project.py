@@ -6,6 +6,7 @@ Everything is built in a hidden folder first. Then documents, question file and 
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import shutil
@@ -127,7 +128,7 @@ def building(place: Place) -> Iterator[Path]:
     with store.locked(target):
         if find_place(place.folder, place.task) != place:
             raise BusyError(f"{place.folder} was changed by another process; run the command again")
-        for leftover in target.parent.glob(f".{target.name}.*.building"):
+        for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.building"):
             shutil.rmtree(leftover, ignore_errors=True)
         folder: Path | None = None
         try:

@@ -73,8 +73,9 @@ def _labels(questions: Sequence[SourceQuestion], about: About) -> tuple[str, ...
     if all(question.is_label for question in answered) or (about.labels and used.keys() <= set(about.labels)):
         return tuple(sorted(used.keys() | set(about.labels)))
     closed = 1 < len(used) <= _MOST_LABELS and min(used.values()) > 1
-    single = all(len(question.answers) == 1 for question in questions)
-    return tuple(sorted(used)) if closed and single else ()
+    # Words quoted from documents are no labels, however often they recur.
+    plain = all(len(question.answers) == 1 and not question.quotes for question in questions)
+    return tuple(sorted(used)) if closed and plain else ()
 
 
 def _is_record(answer: str) -> bool:
