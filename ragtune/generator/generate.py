@@ -318,7 +318,7 @@ def _common_prefix(encoded: Sequence[Sequence[int]]) -> int:
     return min(length, min(map(len, encoded)) - 1)
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class _RoomyLayer(DynamicLayer):
     """Keys and values with room behind them. transformers' own layer copies them all for each new token."""
 
     def __init__(self, layer: DynamicLayer, room: int) -> None:
