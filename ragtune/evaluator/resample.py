@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,15 +70,13 @@ def sample_of(x: Array, clusters: Sequence[str] | None) -> Sample:
 
 
 def standard_errors(sample: Sample) -> Array:
-    """Of each column's mean, clusters being independent; infinite for one cluster.
+    """Of each column's mean, clusters being independent; it takes at least two.
 
     sqrt(m / (m - 1) * sum of squared deviations) / n. With every question its own cluster that is the usual
     sd / sqrt(n). Sources: Cochran 1977, Sampling Techniques, section 9A; Miller 2024, "Adding Error Bars to Evals",
     section 2.2, without the factor m / (m - 1).
     """
     m = sample.clusters
-    if m == 1:
-        return np.full(len(sample.means), math.inf)
     errors: Array = np.sqrt(m / (m - 1) * (sample.deviations**2).sum(axis=0)) / sample.counts.sum()
     return errors
 

@@ -148,7 +148,7 @@ def test_of_a_cluster_only_the_first_question_counts() -> None:
 
 
 def test_clustered_questions_keep_the_bound_with_labels_and_break_it_without() -> None:
-    """Two equal arms; nearly all of their luck belongs to the document, which has ten questions."""
+    """Two equal arms; most of their luck belongs to the document, which has ten questions."""
     rng = np.random.default_rng(8)
     runs, alpha, false = 200, 0.05, {"with": 0, "without": 0}
     for _ in range(runs):
