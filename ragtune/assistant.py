@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragtune import store
 from ragtune.config import OtherGeneratorConfig
 from ragtune.errors import ConfigError
 from ragtune.prompting.budget import fit
+from ragtune.prompting.calibrate import LabelScores, likeliest
 from ragtune.prompting.strategies import CITING_FORMATS, Example, build_messages, is_refusal, read_citations
 from ragtune.types import Answer, Arm, Generator, Hit, Message, Reply, Task
 
@@ -63,9 +64,17 @@ def choice_key(task: str, generator: str | None) -> str:
     return task if generator is None else f"{generator}:{task}"
 
 
+def prompting_name(arm: Arm) -> str:
+    """How an arm prompts, whichever generator answers: `big:retrieve` is `retrieve`."""
+    return arm.name.rpartition(":")[2]
+
+
 @dataclass(frozen=True)
 class Assistant:
-    """One arm on one task: what it needs to answer. `context_tokens` bounds the passages in a prompt."""
+    """One arm on one task: what it needs to answer. `context_tokens` bounds the passages in a prompt.
+
+    `prior` is what the prompt favours: the log-probabilities that a label must exceed to be picked.
+    """
 
     arm: Arm
     task: Task
@@ -73,6 +82,7 @@ class Assistant:
     generator: Generator
     examples: tuple[Example, ...] = ()
     context_tokens: int = 1200
+    prior: LabelScores = field(default_factory=dict)
 
     def prepare(self, question: str, hits: Sequence[Hit]) -> tuple[tuple[Message, ...], tuple[Hit, ...]]:
         """The prompt for a question, and the hits whose passages are in it."""
@@ -86,13 +96,14 @@ class Assistant:
     def reply(self, prompts: Sequence[Sequence[Message]]) -> list[Reply]:
         """What the generator says: the most likely label for label tasks, else a greedy answer."""
         if self.task.format == "label":
-            return self.generator.choose(prompts, self.task.labels)
+            return self.generator.choose(prompts, self.task.labels, self.task.max_answer_tokens)
         return self.generator.generate(prompts, self.task.max_answer_tokens)
 
     def read(self, question: str, hits: tuple[Hit, ...], reply: Reply) -> Answer:
         """A reply as an answer: in formats with room for them, citations are resolved and refusals recognised."""
         if self.task.format not in CITING_FORMATS:
-            return Answer(question, self.arm.name, reply.text, hits, (), False, reply, self.task.name)
+            picked = likeliest(reply.label_scores, self.prior) if self.prior and reply.label_scores else reply.text
+            return Answer(question, self.arm.name, picked, hits, (), False, reply, self.task.name)
         text, cited = read_citations(reply.text, [hit.passage for hit in hits]) if hits else (reply.text, ())
         refused = is_refusal(text)
         return Answer(question, self.arm.name, text, hits, () if refused else cited, refused, reply, self.task.name)
@@ -132,6 +143,7 @@ class Decision:
     reasons: Mapping[str, str]
     instructions: Mapping[str, Mapping[str, str]]
     examples: Mapping[str, tuple[str, ...]]
+    priors: Mapping[str, Mapping[str, LabelScores]]
 
     @classmethod
     def load(cls, folder: Path) -> Decision:
@@ -142,4 +154,4 @@ class Decision:
         store.open_folder(folder, "run")
         value = store.read_json(folder / "decision.json")
         examples = {task: tuple(ids) for task, ids in value["examples"].items()}
-        return cls(value["arms"], value["reasons"], value["instructions"], examples)
+        return cls(value["arms"], value["reasons"], value["instructions"], examples, value["priors"])

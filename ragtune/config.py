@@ -155,16 +155,14 @@ class EvaluateConfig(_Settings):
     questions_per_task: int | None = Field(
         None, ge=1, description="test questions taken from each task; none means all"
     )
-    dev_questions: int = Field(12, ge=0, description="dev questions for choosing instructions and examples")
+    dev_questions: int = Field(16, ge=0, description="dev questions for choosing instructions and examples")
     shots: int = Field(8, ge=1, le=32, description="most examples in the few-shot arms; half as many compete, too")
     example_sets: int = Field(3, ge=1, description="seeded draws of few-shot examples that compete on dev")
     margin: float = Field(0.02, ge=0, lt=1, description="a cheaper arm this close to the best is as good")
     racing_error: float = Field(
-        0.01, ge=0, lt=0.05, description="chance that dropping arms early loses a task's best; 0 asks all everything"
+        0.02, ge=0, lt=0.05, description="chance that dropping arms early loses a task's best; 0 asks all everything"
     )
-    probe_questions: int = Field(
-        16, ge=0, description="questions a task for what the base already knows; 0 leaves these probes out"
-    )
+    forgetting_probe: bool = Field(True, description="ask general questions before and after tuning")
     seed: int = Field(17, ge=0, description="of question samples, example draws and resampling")
 
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 
 from ragtune import store
-from ragtune.assistant import Assistant
+from ragtune.assistant import ARMS, Assistant
 from ragtune.config import EvaluateConfig, RetrievalConfig
 from ragtune.errors import UnfinishedError
 from ragtune.evaluator.score import score_answer
+from ragtune.prompting.calibrate import LabelScores, label_prior, likeliest
 from ragtune.prompting.strategies import Example
-from ragtune.types import Arm, Generator, Hit, Message, Passage, Question, Reply, Row, Task
+from ragtune.types import Answer, Arm, Generator, Hit, Message, Passage, Question, Reply, Row, Task
 
 _CHUNK = 64
-
-Logged = tuple[Reply, str | None]
-"""A reply and, for label tasks, the text that the model writes freely."""
 
 Report = Callable[[str, int, int], None]
 """Called with (what is being answered, questions done, questions in all)."""
@@ -30,12 +28,17 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What was chosen on dev for one task. `dev_scores` holds each candidate's mean, for the report."""
+    """What was chosen on dev for one task.
+
+    `dev_scores` holds each candidate's mean, for the report. `priors` holds the label priors of the arms (by
+    `prompting_name`) that pick better labels with one.
+    """
 
     instruction: str
     instruction_with_passages: str
     example_ids: tuple[str, ...]
     dev_scores: Mapping[str, float]
+    priors: Mapping[str, LabelScores] = field(default_factory=dict)
 
     def instruction_for(self, arm: Arm, task: Task) -> str:
         """The instruction an arm is given: tuned weights get the one they were trained with."""
@@ -61,57 +64,77 @@ class AnswerLog:
 
     def __init__(self, log: store.JsonlLog) -> None:
         self._log = log
-        self._replies = {row["key"]: (Reply(**row["reply"]), row["free_text"]) for row in log.rows()}
+        self._replies = {row["key"]: Reply(**row["reply"]) for row in log.rows()}
 
     def __contains__(self, key: str) -> bool:
         return key in self._replies
 
-    def __getitem__(self, key: str) -> Logged:
+    def __getitem__(self, key: str) -> Reply:
         return self._replies[key]
 
-    def add(self, replies: Mapping[str, Logged]) -> None:
+    def add(self, replies: Mapping[str, Reply]) -> None:
         """Log replies, synced to the disk before this returns."""
         self._replies.update(replies)
-        self._log.append(
-            {"key": key, "reply": asdict(reply), "free_text": text} for key, (reply, text) in replies.items()
-        )
+        self._log.append({"key": key, "reply": asdict(reply)} for key, reply in replies.items())
 
 
 def choose_on_dev(task: Task, generator: Generator, bench: Bench) -> Choices:
-    """Instruction variants and few-shot examples that do best on dev, for the prompting arms.
+    """Instruction variants, few-shot examples and label priors that do best on dev, for the prompting arms.
 
     Fairness: tuning fits itself to the task, so prompting gets its effort too, on questions that the test never sees.
     """
-    dev = sample(task.split("dev"), bench.config.dev_questions, bench.config.seed)
+    dev = dev_sample(task, bench.config)
     scores: dict[str, float] = {}
+    priors: dict[str, LabelScores] = {}
 
-    def best(candidates: Sequence[tuple[str, Assistant]]) -> int:
-        if len(candidates) == 1 or not dev:
+    def best(arm: str, candidates: Sequence[tuple[str, str, Sequence[Question]]]) -> int:
+        """The number of the best of (name, instruction, examples)."""
+        if not dev or (len(candidates) == 1 and task.format != "label"):
             return 0
-        means = []
-        for label, assistant in candidates:
-            rows = ask_all(assistant, dev, bench, f"{task.name}: choosing {label}")
-            means.append(fmean(row.score or 0.0 for row in rows))
-            scores[label] = means[-1]
-        return max(range(len(means)), key=means.__getitem__)
+        tried = []
+        for name, instruction, shown in candidates:
+            assistant = build_assistant(ARMS[arm], task, instruction, shown, generator, bench)
+            tried.append(_try(assistant, dev, bench, f"{task.name}: choosing {name}"))
+            if len(candidates) > 1:
+                scores[name] = tried[-1][0]
+        chosen = max(range(len(tried)), key=lambda i: tried[i][0])
+        if prior := tried[chosen][1]:
+            priors[arm] = prior
+        return chosen
 
-    def assistants(arm: Arm, what: str) -> list[tuple[str, Assistant]]:
-        made = (build_assistant(arm, task, text, (), generator, bench) for text in task.instructions)
-        return [(f"{what} {i}", assistant) for i, assistant in enumerate(made, 1)]
+    def instructions(what: str) -> list[tuple[str, str, Sequence[Question]]]:
+        return [(f"{what} {i}", text, ()) for i, text in enumerate(task.instructions, 1)]
 
-    plain = Arm("dev", few_shot=False, passages="none", weights="base")
-    instruction = task.instructions[best(assistants(plain, "instruction"))]
-    with_passages = task.instructions[
-        best(assistants(replace(plain, passages="retrieved"), "instruction with passages"))
-    ]
+    plain = task.instructions[best("prompt", instructions("instruction"))]
+    with_passages = task.instructions[best("retrieve", instructions("instruction with passages"))]
     draws = draw_candidates(task, bench.config)
-    few_shot = replace(plain, few_shot=True)
-    sets = [
-        (f"examples {i}", build_assistant(few_shot, task, instruction, draw, generator, bench))
-        for i, draw in enumerate(draws, 1)
-    ]
-    examples = draws[best(sets)]
-    return Choices(instruction, with_passages, tuple(q.id for q in examples), scores)
+    examples = draws[best("few-shot", [(f"examples {i}", plain, draw) for i, draw in enumerate(draws, 1)])]
+    if examples:
+        best("retrieve+few-shot", [("labels with examples and passages", with_passages, examples)])
+    return Choices(plain, with_passages, tuple(q.id for q in examples), scores, priors)
+
+
+def _try(assistant: Assistant, dev: Sequence[Question], bench: Bench, label: str) -> tuple[float, Mapping[str, float]]:
+    """Mean score on dev, and the label prior it takes; no prior where labels are picked as well without."""
+
+    def mean_score(answers: Sequence[Answer]) -> float:
+        rows = (score_answer(q, assistant.task, answer) for q, answer in zip(dev, answers, strict=True))
+        return fmean(row.score or 0.0 for row in rows)
+
+    answers = answer_all(assistant, dev, bench, label)
+    plain = mean_score(answers)
+    likely = [answer.reply.label_scores for answer in answers]
+    if not all(likely):
+        return plain, {}
+    # A question's label is picked with the prior of the others: the test's questions are not in it either.
+    picked = [likeliest(own, label_prior([*likely[:i], *likely[i + 1 :]])) for i, own in enumerate(likely)]
+    calibrated = mean_score([replace(answer, text=text) for answer, text in zip(answers, picked, strict=True)])
+    return (calibrated, label_prior(likely)) if calibrated > plain else (plain, {})
+
+
+def dev_sample(task: Task, config: EvaluateConfig) -> tuple[Question, ...]:
+    """The dev questions that prompts are chosen with."""
+    return sample(task.split("dev"), config.dev_questions, config.seed)
 
 
 def draw_candidates(task: Task, config: EvaluateConfig) -> list[tuple[Question, ...]]:
@@ -181,7 +204,16 @@ def _request(assistant: Assistant, question: Question, bench: Bench) -> _Request
 
 
 def ask_all(assistant: Assistant, questions: Sequence[Question], bench: Bench, label: str) -> list[Row]:
-    """One scored row per question, in order; what the log already holds is not asked again.
+    """One scored row per question, in order.
+
+    Raises: like `answer_all`.
+    """
+    answers = answer_all(assistant, questions, bench, label)
+    return [score_answer(q, assistant.task, answer) for q, answer in zip(questions, answers, strict=True)]
+
+
+def answer_all(assistant: Assistant, questions: Sequence[Question], bench: Bench, label: str) -> list[Answer]:
+    """One answer per question, in order; what the log already holds is not asked again.
 
     Raises: UnfinishedError when an endpoint leaves questions unanswered; what it answered is in the log.
     """
@@ -192,29 +224,14 @@ def ask_all(assistant: Assistant, questions: Sequence[Question], bench: Bench, l
     for start in range(0, len(missing), _CHUNK):
         chunk = missing[start : start + _CHUNK]
         try:
-            bench.log.add(_answer_chunk(assistant, chunk))
+            replies = assistant.reply([request.prompt for request in chunk])
         except UnfinishedError as error:  # what came is paid for
-            bench.log.add({chunk[i].key: (reply, None) for i, reply in error.replies.items()})
+            bench.log.add({chunk[i].key: reply for i, reply in error.replies.items()})
             raise
+        bench.log.add({request.key: reply for request, reply in zip(chunk, replies, strict=True)})
         done += len(chunk)
         bench.report(label, done, len(requests))
-    return [_row(assistant, request, bench.log) for request in requests]
-
-
-def _answer_chunk(assistant: Assistant, chunk: Sequence[_Request]) -> dict[str, Logged]:
-    prompts = [request.prompt for request in chunk]
-    replies = assistant.reply(prompts)
-    free: list[str | None] = [None] * len(chunk)
-    if any(reply.label_scores for reply in replies):
-        # Labels were chosen by likelihood; what the model would have written on its own shows format failures.
-        free = [r.text for r in assistant.generator.generate(prompts, assistant.task.max_answer_tokens)]
-    return {r.key: (reply, text) for r, reply, text in zip(chunk, replies, free, strict=True)}
-
-
-def _row(assistant: Assistant, request: _Request, log: AnswerLog) -> Row:
-    reply, free_text = log[request.key]
-    answer = assistant.read(request.question.text, request.hits, reply)
-    return score_answer(request.question, assistant.task, answer, free_text=free_text)
+    return [assistant.read(r.question.text, r.hits, bench.log[r.key]) for r in requests]
 
 
 def arm_hits(arm: Arm, question: Question, bench: Bench) -> tuple[Hit, ...]:

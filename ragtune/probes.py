@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ragtune.assistant import ARMS, Assistant
 from ragtune.evaluator.knowledge import (
     Forgetting,
@@ -13,8 +11,8 @@ from ragtune.evaluator.knowledge import (
     general_probe,
     states_answer,
 )
-from ragtune.measure import Bench, Choices, ask_all, build_assistant, draw_candidates
-from ragtune.types import Generator, Question, Task
+from ragtune.measure import Bench, Choices, ask_all, build_assistant, dev_sample, draw_candidates
+from ragtune.types import Generator, Task
 
 _GENERAL = Task(
     name="general",
@@ -26,14 +24,13 @@ _GENERAL = Task(
 )
 
 
-def probe_knowledge(
-    task: Task, questions: Sequence[Question], choices: Choices, base: Generator, bench: Bench
-) -> KnowledgeCount | None:
-    """Ask the base model closed-book with each draw of few-shot examples; None without questions that have answers.
+def probe_knowledge(task: Task, choices: Choices, base: Generator, bench: Bench) -> KnowledgeCount | None:
+    """What the base model says of dev questions closed-book, with each draw of few-shot examples; None without any.
 
-    The examples show it the form of an answer, so that what is missing is knowledge.
+    The examples show it the form of an answer, so that what is missing is knowledge. The answers are those that the
+    draws were chosen with, so they stand in the log already.
     """
-    asked = [q for q in questions if q.answerable][: bench.config.probe_questions]
+    asked = [q for q in dev_sample(task, bench.config) if q.answerable]
     if not asked:
         return None
     outcomes = []

@@ -87,6 +87,7 @@ def _decision(verdicts: Sequence[Verdict], choices: Mapping[str, Choices]) -> De
             for name, c in choices.items()
         },
         examples={name: c.example_ids for name, c in choices.items()},
+        priors={name: c.priors for name, c in choices.items()},
     )
 
 

@@ -22,7 +22,7 @@ from ragtune.types import Arm, Question, Row, Task
 Ask = Callable[[Arm, str, Sequence[Question]], list[Row]]
 """(arm, task, questions) -> one scored row per question, in order."""
 
-_FIRST_ROUND = 24
+_LEAST_ROUND = 24
 _GROWTH = 1.5
 
 
@@ -112,7 +112,7 @@ def run_rounds(contests: Sequence[Contest], ask: Ask, limits: EvaluateConfig, pa
 def play_round(contest: Contest, ask: Ask, limits: EvaluateConfig) -> None:
     """The running arms answer the next questions; then the arms shown worse are dropped."""
     start = contest.asked
-    size = max(_FIRST_ROUND, int(start * (_GROWTH - 1)))
+    size = max(_LEAST_ROUND, int(start * (_GROWTH - 1)))
     questions = contest.questions[start : start + size]
     for arm in contest.running:
         contest.rows.setdefault(arm.name, []).extend(ask(arm, contest.task, questions))

@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ragtune import store
-from ragtune.assistant import ARMS, choice_key, get_arm
+from ragtune.assistant import ARMS, choice_key, get_arm, prompting_name
 from ragtune.errors import ConfigError
 from ragtune.evaluator.decide import Prices, decide
-from ragtune.measure import AnswerLog, Bench, Choices, Report, ask_all, build_assistant, choose_on_dev, sample
+from ragtune.measure import AnswerLog, Bench, Choices, Report, ask_all, build_assistant, choose_on_dev, dev_sample
 from ragtune.probes import probe_forgetting, probe_knowledge
 from ragtune.results import others, token_prices, training_price
 from ragtune.rounds import Contest, Pace, clusters_of, questions_to_ask, rows_of, run_rounds
@@ -64,7 +64,7 @@ def open_bench(session: Session, tasks: Sequence[Task], report: Report) -> Bench
         for t in tasks
         for q in (
             *t.split("train"),
-            *sample(t.split("dev"), config.dev_questions, config.seed),
+            *dev_sample(t, config),
             *questions_to_ask(t, config),
         )
     ]
@@ -99,6 +99,8 @@ def measure_all(
         examples = [by_id[i] for i in choice.example_ids]  # in the order that dev chose
         instruction = choice.instruction_for(arm, task)
         assistant = build_assistant(arm, task, instruction, examples, session.generator_for(arm), bench)
+        if arm.weights == "base":
+            assistant = replace(assistant, prior=choice.priors.get(prompting_name(arm), {}))
         return ask_all(assistant, questions, bench, f"{arm.name} on {name}")
 
     run_rounds(contests, ask, session.project.evaluate, pace)
@@ -109,14 +111,9 @@ def probe_all(
     session: Session, tasks: Sequence[Task], arms: Sequence[Arm], choices: Mapping[str, Choices], bench: Bench
 ) -> dict[str, Any]:
     """What the base model knows of each task, and what each adapter forgot, for the manifest."""
-    if not bench.config.probe_questions:
-        return {"knowledge": {}, "forgetting": []}
     base = session.generator("base")
-    known = {
-        task.name: probe_knowledge(task, questions_to_ask(task, bench.config), choices[task.name], base, bench)
-        for task in tasks
-    }
-    tuned = sorted({arm.weights for arm in arms} - {"base"})
+    known = {task.name: probe_knowledge(task, choices[task.name], base, bench) for task in tasks}
+    tuned = sorted({arm.weights for arm in arms} - {"base"}) if bench.config.forgetting_probe else []
     lost = [probe_forgetting(name, base, session.generator(name), bench) for name in tuned]
     return {
         "knowledge": {name: asdict(count) for name, count in known.items() if count},

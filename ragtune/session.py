@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragtune.assistant import ARMS, OPEN_TASK, Assistant, Decision, choice_key, get_arm, other_arms
+from ragtune.assistant import ARMS, OPEN_TASK, Assistant, Decision, choice_key, get_arm, other_arms, prompting_name
 from ragtune.config import DEFAULT_METRICS, ProjectConfig, TaskConfig
 from ragtune.corpus.questions import load_task, locate_evidence
 from ragtune.errors import ConfigError, QuestionError, StoreError
+from ragtune.prompting.calibrate import LabelScores
 from ragtune.prompting.strategies import Example
 from ragtune.router import Router
 from ragtune.types import Arm, Embedder, Generator, Passage, Question, Task, Weights
@@ -187,15 +188,15 @@ class Session:
         return (self.task(name) if name else OPEN_TASK), reason
 
     def _assistant(self, arm: Arm, task: Task) -> Assistant:
-        decided = self.decision.instructions.get(choice_key(task.name, arm.generator)) if self.decision else None
-        with_passages = arm.passages != "none"
+        key = choice_key(task.name, arm.generator)
         instruction = task.instructions[0]
-        if decided and arm.weights == "base":
-            instruction = decided["with_passages" if with_passages else "without_passages"]
-        examples = self._examples(arm, task)
-        return Assistant(
-            arm, task, instruction, self.generator_for(arm), examples, self.project.retrieval.context_tokens
-        )
+        prior: LabelScores = {}
+        if self.decision and key in self.decision.instructions and arm.weights == "base":
+            chosen = self.decision.instructions[key]
+            instruction = chosen["without_passages" if arm.passages == "none" else "with_passages"]
+            prior = self.decision.priors[key].get(prompting_name(arm), {})
+        room = self.project.retrieval.context_tokens
+        return Assistant(arm, task, instruction, self.generator_for(arm), self._examples(arm, task), room, prior)
 
     def _examples(self, arm: Arm, task: Task) -> tuple[Example, ...]:
         if not arm.few_shot:

@@ -105,8 +105,8 @@ class ScriptedGenerator:
             replies.append(Reply(text, self._prompt_tokens(prompt), self.count_tokens(text), 0.0))
         return replies
 
-    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str]) -> list[Reply]:
-        """The label that the script says, where it is allowed, else the first one.
+    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str], max_new_tokens: int) -> list[Reply]:
+        """The label that the script says, where it is allowed, else the first one. What it says is the free text.
 
         Raises: ModelError when there is no label.
         """
@@ -117,7 +117,8 @@ class ScriptedGenerator:
             said = self._say(prompt).strip()
             label = said if said in labels else labels[0]
             scores = {name: 0.0 if name == label else _UNLIKELY for name in labels}
-            replies.append(Reply(label, self._prompt_tokens(prompt), self.count_tokens(label), 0.0, scores))
+            free = " ".join(said.split()[:max_new_tokens])
+            replies.append(Reply(label, self._prompt_tokens(prompt), self.count_tokens(label), 0.0, scores, free))
         return replies
 
     def stream(self, prompt: Sequence[Message], max_new_tokens: int) -> Iterator[str]:

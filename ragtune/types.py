@@ -136,7 +136,8 @@ class Reply:
     """What a generator gave back for one prompt.
 
     `seconds` is the batch's wall time shared evenly. `label_scores` are the log-probabilities (nats) of the allowed
-    labels, end of turn included; only label tasks have them.
+    labels, end of turn included; only label tasks have them. `free_text` is what the generator writes on its own where
+    `text` was picked among labels; it shows format failures.
     """
 
     text: str
@@ -144,6 +145,7 @@ class Reply:
     output_tokens: int
     seconds: float
     label_scores: Mapping[str, float] = field(default_factory=dict)
+    free_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +321,8 @@ class Generator(Protocol):
         """Greedy answers, one for each prompt, in the same order."""
         ...
 
-    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str]) -> list[Reply]:
-        """The most likely of the allowed labels for each prompt."""
+    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str], max_new_tokens: int) -> list[Reply]:
+        """The most likely of the allowed labels for each prompt, and what it writes on its own in so many tokens."""
         ...
 
     def stream(self, prompt: Sequence[Message], max_new_tokens: int) -> Iterator[str]:

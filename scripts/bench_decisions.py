@@ -69,7 +69,7 @@ COMBINE = NAMES.index("tune+retrieve")
 SIZES = (30, 60, 100, 200, 500, 1000)
 GAPS = (0.0, 0.02, 0.05, 0.1, 0.2)
 KINDS = ("binary", "graded")
-FIRST_ROUND, GROWTH = 24, 1.5  # as in ragtune.rounds
+LEAST_ROUND, GROWTH = 24, 1.5  # as in ragtune.rounds
 BOOTSTRAPS, PERMUTATIONS = 499, 999
 SMALLEST_MEAN = 0.02
 
@@ -198,9 +198,9 @@ def regret(truth: Array, choice: int) -> float:
 
 def rounds(n: int) -> list[int]:
     """How many questions are asked at the end of each round."""
-    ends = [min(n, FIRST_ROUND)]
+    ends = [min(n, LEAST_ROUND)]
     while ends[-1] < n:
-        ends.append(min(n, ends[-1] + max(FIRST_ROUND, int(ends[-1] * (GROWTH - 1)))))
+        ends.append(min(n, ends[-1] + max(LEAST_ROUND, int(ends[-1] * (GROWTH - 1)))))
     return ends
 
 

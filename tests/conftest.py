@@ -97,7 +97,7 @@ save_steps = 1
 [evaluate]
 shots = 2
 example_sets = 2
-probe_questions = 0
+forgetting_probe = false
 
 [tasks.facts]
 questions = "tasks/facts.jsonl"

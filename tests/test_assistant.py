@@ -158,9 +158,10 @@ def test_the_open_task_may_answer_in_a_sentence() -> None:
 def test_a_decision_comes_from_a_whole_run_only(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with store.atomic_folder(run, {"kind": "run"}) as building:
-        value = {"arms": {"lake": "raft"}, "reasons": {}, "instructions": {}, "examples": {"lake": ["q1"]}}
+        value = {"arms": {"lake": "raft"}, "examples": {"lake": ["q1"]}, "reasons": {}, "instructions": {}}
+        value["priors"] = {}
         store.write_json(building / "decision.json", value)
-    assert Decision.load(run) == Decision({"lake": "raft"}, {}, {}, {"lake": ("q1",)})
+    assert Decision.load(run) == Decision({"lake": "raft"}, {}, {}, {"lake": ("q1",)}, {})
     (run / "decision.json").write_text((run / "decision.json").read_text().replace("raft", "tune"))
     with pytest.raises(StoreError, match=r"decision\.json is damaged"):
         Decision.load(run)

@@ -177,6 +177,36 @@ def test_without_a_choice_nothing_is_asked(tmp_path: Path) -> None:
     assert len(choices.example_ids) == 1
 
 
+def favouring(favourite: str, pull: float) -> ScriptedGenerator:
+    """A generator that knows the colours but whose prompt pulls it to one of them."""
+
+    class Pulled(ScriptedGenerator):
+        def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str], n: int) -> list[Reply]:
+            replies = []
+            for prompt in prompts:
+                right = COLOURS[int(prompt[-1].content.rstrip("?").split()[-1]) % 4]
+                scores = {x: -1.0 * (x != right) + pull * (x == favourite) for x in labels}
+                replies.append(Reply(max(labels, key=scores.__getitem__), 9, 1, 0.0, scores, right))
+            return replies
+
+    return Pulled(lambda _: "")
+
+
+def test_labels_that_a_prompt_favours_are_calibrated_where_that_is_better_on_dev(tmp_path: Path) -> None:
+    made = task("label", instructions=["Be short."])
+    drawn_to_red = favouring("red", 1.5)
+    place = bench(tmp_path / "pulled", example_sets=1, shots=2)
+    choices = choose_on_dev(made, drawn_to_red, place)
+    assert choices.priors.keys() == {"prompt", "retrieve", "few-shot", "retrieve+few-shot"}
+    assert max(choices.priors["prompt"], key=choices.priors["prompt"].__getitem__) == "red"
+    assistant = build_assistant(ARMS["prompt"], made, "Be short.", (), drawn_to_red, place)
+    plain = ask_all(assistant, made.split("test"), place, "plain")
+    calibrated = ask_all(replace(assistant, prior=choices.priors["prompt"]), made.split("test"), place, "calibrated")
+    assert {row.text for row in plain} == {"red"}
+    assert [row.score for row in calibrated] == [1.0] * len(calibrated)
+    assert choose_on_dev(made, favouring("red", 0.0), bench(tmp_path / "fair")).priors == {}
+
+
 def test_tuned_weights_keep_the_instruction_that_they_were_trained_with() -> None:
     made = task()
     choices = Choices("Be exact.", "Be right.", (), {})
@@ -211,26 +241,26 @@ def test_every_question_can_be_in_a_sample() -> None:
 
 
 def test_the_log_gives_back_what_was_added(tmp_path: Path) -> None:
-    reply = Reply("blue", 10, 1, 0.5, {"blue": -0.1, "red": -2.0})
+    reply = Reply("blue", 10, 1, 0.5, {"blue": -0.1, "red": -2.0}, "Blue!")
     log = AnswerLog(JsonlLog(tmp_path / "log.jsonl"))
-    log.add({"one": (reply, "Blue!"), "two": (Reply("", 1, 0, 0.0), None)})
+    log.add({"one": reply, "two": Reply("", 1, 0, 0.0)})
     again = AnswerLog(JsonlLog(tmp_path / "log.jsonl"))
     for each in (log, again):
-        assert each["one"] == (reply, "Blue!")
-        assert each["two"] == (Reply("", 1, 0, 0.0), None)
+        assert each["one"] == reply
+        assert each["two"] == Reply("", 1, 0, 0.0)
         assert "three" not in each
 
 
 @pytest.mark.parametrize("kept", [1, 20, -1])
 def test_the_log_survives_a_torn_line(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "log.jsonl"
-    AnswerLog(JsonlLog(path)).add({name: (Reply(name, 1, 1, 0.0), None) for name in ("one", "two")})
+    AnswerLog(JsonlLog(path)).add({name: Reply(name, 1, 1, 0.0) for name in ("one", "two")})
     first, second = path.read_bytes().splitlines()
     path.write_bytes(first + b"\n" + second[:kept])
     log = AnswerLog(JsonlLog(path))
     assert ("one" in log, "two" in log) == (True, False)
-    log.add({"two": (Reply("again", 1, 1, 0.0), None)})
-    assert AnswerLog(JsonlLog(path))["two"][0].text == "again"
+    log.add({"two": Reply("again", 1, 1, 0.0)})
+    assert AnswerLog(JsonlLog(path))["two"].text == "again"
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["one", "two"]
 
 
@@ -269,7 +299,7 @@ def test_other_weights_labels_or_lengths_are_other_requests(tmp_path: Path) -> N
         for _ in range(2):
             (row,) = ask_all(assistant, questions, place, "label")
             assert (row.text, row.free_text) == ("red", "red")
-        assert len(generator.prompts) == 2  # once to choose a label, once to write freely
+        assert len(generator.prompts) == 1
     assert len(list(store.read_jsonl(tmp_path / "answers.jsonl"))) == len(variants)
 
 

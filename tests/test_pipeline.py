@@ -257,7 +257,7 @@ def test_an_added_arm_asks_its_own_questions_only(project: Path, monkeypatch: py
     second = ragtune.evaluate(with_arms("prompt", "retrieve", "few-shot"))
     assert {row.arm for row in second.rows} - {row.arm for row in first.rows} == {"few-shot"}
     assert {row for row in rows_of(second) if row[2] != "few-shot"} == rows_of(first)
-    assert len(generator.prompts) == 12 + 12 + 2 * 12  # a label question is asked for its label and for free text
+    assert len(generator.prompts) == 12 + 12 + 12
     assert all(len(prompt) == 2 + 2 * 2 for prompt in generator.prompts)
 
 

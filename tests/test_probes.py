@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ragtune.config import EvaluateConfig, RetrievalConfig
@@ -16,8 +17,8 @@ from ragtune.types import Message, Question, Split, Task
 CHOICES = Choices("Name the colour.", "Name the colour.", (), {})
 
 
-def bench(folder: Path, probe_questions: int = 16) -> Bench:
-    config = EvaluateConfig(shots=2, example_sets=3, probe_questions=probe_questions)
+def bench(folder: Path, dev_questions: int = 16) -> Bench:
+    config = EvaluateConfig(shots=2, example_sets=3, dev_questions=dev_questions)
     log = AnswerLog(JsonlLog(folder / "log.jsonl"))
     return Bench(log, {}, {}, RetrievalConfig(), config, lambda label, done, total: None)
 
@@ -35,6 +36,11 @@ TASK = Task(
 )
 
 
+def asking(*dev: Question) -> Task:
+    """The task with these dev questions."""
+    return replace(TASK, questions=(*TASK.questions, *dev))
+
+
 def scripted(knows: Callable[[str, int], bool]) -> ScriptedGenerator:
     """Right when `knows(question, examples shown)`."""
 
@@ -45,23 +51,23 @@ def scripted(knows: Callable[[str, int], bool]) -> ScriptedGenerator:
 
 
 def test_always_sometimes_and_never_right_are_told_apart(tmp_path: Path) -> None:
-    asked = [question(i, "test", "blue") for i in range(3)]
+    task = asking(*(question(i, "dev", "blue") for i in range(3)))
     # Thing 0 is known, thing 1 only with two examples, thing 2 never.
     generator = scripted(lambda text, shots: "thing 0" in text or ("thing 1" in text and shots == 2))
-    assert probe_knowledge(TASK, asked, CHOICES, generator, bench(tmp_path)) == KnowledgeCount(1, 1, 1)
+    assert probe_knowledge(task, CHOICES, generator, bench(tmp_path)) == KnowledgeCount(1, 1, 1)
 
 
 def test_unanswerable_questions_are_not_probed(tmp_path: Path) -> None:
     generator = scripted(lambda text, shots: True)
-    asked = [question(0, "test"), question(1, "test", "blue")]
-    assert probe_knowledge(TASK, asked, CHOICES, generator, bench(tmp_path)) == KnowledgeCount(1, 0, 0)
-    assert probe_knowledge(TASK, asked[:1], CHOICES, generator, bench(tmp_path)) is None
+    blank, known = question(0, "dev"), question(1, "dev", "blue")
+    assert probe_knowledge(asking(blank, known), CHOICES, generator, bench(tmp_path)) == KnowledgeCount(1, 0, 0)
+    assert probe_knowledge(asking(blank), CHOICES, generator, bench(tmp_path)) is None
 
 
 def test_at_most_so_many_questions_are_probed(tmp_path: Path) -> None:
     generator = scripted(lambda text, shots: True)
-    asked = [question(i, "test", "blue") for i in range(9)]
-    assert probe_knowledge(TASK, asked, CHOICES, generator, bench(tmp_path, 4)) == KnowledgeCount(4, 0, 0)
+    task = asking(*(question(i, "dev", "blue") for i in range(9)))
+    assert probe_knowledge(task, CHOICES, generator, bench(tmp_path, 4)) == KnowledgeCount(4, 0, 0)
 
 
 def test_what_tuning_lost_is_counted_on_the_general_questions(tmp_path: Path) -> None:

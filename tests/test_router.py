@@ -414,8 +414,8 @@ def with_run(router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Session, "embedder", property(lambda _: EMBEDDER))
     with store.atomic_folder(tmp_path / "runs" / "lake", {"kind": "run"}) as building:
-        arms = {"arms": {"facts": "prompt", "letters": "prompt"}, "reasons": {}, "instructions": {}, "examples": {}}
-        store.write_json(building / "decision.json", arms)
+        empty: dict[str, object] = {"reasons": {}, "instructions": {}, "examples": {}, "priors": {}}
+        store.write_json(building / "decision.json", {"arms": {"facts": "prompt", "letters": "prompt"}, **empty})
         router.save(building)
 
 

@@ -87,13 +87,13 @@ def test_streamed_pieces_are_the_generated_text(text: str, most: int) -> None:
 
 
 def test_choose_takes_an_allowed_label_else_the_first() -> None:
-    (allowed,) = say(" no ").choose([ASK], ["yes", "no"])
-    (stray,) = say("maybe").choose([ASK], ["yes", "no"])
+    (allowed,) = say(" no ").choose([ASK], ["yes", "no"], 8)
+    (stray,) = say("maybe").choose([ASK], ["yes", "no"], 8)
     assert (allowed.text, stray.text) == ("no", "yes")
     assert max(allowed.label_scores, key=allowed.label_scores.__getitem__) == "no"
     assert set(stray.label_scores) == {"yes", "no"}
     with pytest.raises(ModelError):
-        say("x").choose([ASK], [])
+        say("x").choose([ASK], [], 8)
 
 
 def test_the_doubles_load_no_torch() -> None:
@@ -118,7 +118,7 @@ def test_tiny_model_answers_like_any_local_model(tiny: Path) -> None:
     replies = generator.generate(prompts, 8)
     assert all(0 < reply.output_tokens <= 8 and reply.text for reply in replies)
     assert "".join(generator.stream(ASK, 8)).strip() == generator.generate([ASK], 8)[0].text
-    (chosen,) = generator.choose([ASK], ["yes", "no"])
+    (chosen,) = generator.choose([ASK], ["yes", "no"], 8)
     assert chosen.text == max(chosen.label_scores, key=chosen.label_scores.__getitem__)
 
 

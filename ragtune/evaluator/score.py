@@ -16,11 +16,11 @@ _FITTING: dict[AnswerFormat, tuple[str, ...]] = {
 }
 
 
-def score_answer(question: Question, task: Task, answer: Answer, free_text: str | None = None) -> Row:
+def score_answer(question: Question, task: Task, answer: Answer) -> Row:
     """Score one answer by the task's metric and by all others that fit its format.
 
     An unanswerable question is worth 1.0 if refused, else 0.0; refusing an answerable one is worth 0.0 (SQuAD 2.0).
-    `free_text` is what the arm writes when a label task is not limited to its labels.
+    The reply's `free_text` is what the arm writes when a label task is not limited to its labels.
 
     Raises: ConfigError when the task names an unknown metric; InputError when its answers don't fit its metric.
     """
@@ -31,8 +31,8 @@ def score_answer(question: Question, task: Task, answer: Answer, free_text: str 
         scores["valid_json"] = None if answer.refused else valid_json(answer.text)
     for name in (*_FITTING[task.format], task.metric):
         scores[name] = _score(METRICS[name], question, answer)
-    if free_text is not None and question.answerable:
-        scores["free_text_accuracy"] = accuracy(free_text, question.answers)
+    if answer.reply.free_text is not None and question.answerable:
+        scores["free_text_accuracy"] = accuracy(answer.reply.free_text, question.answers)
     scores |= _passage_scores(question, answer)
     return Row(
         task=task.name,
@@ -47,7 +47,7 @@ def score_answer(question: Question, task: Task, answer: Answer, free_text: str 
         output_tokens=answer.reply.output_tokens,
         seconds=answer.reply.seconds,
         refused=answer.refused,
-        free_text=free_text,
+        free_text=answer.reply.free_text,
     )
 
 

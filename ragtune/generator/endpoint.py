@@ -88,17 +88,22 @@ class EndpointGenerator:
         """
         return self._answer_all(prompts, max_new_tokens, lambda reply: reply)
 
-    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str]) -> list[Reply]:
+    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str], max_new_tokens: int) -> list[Reply]:
         """The label that each answer names (`match_label`), or the answer as it is where that is not one label.
 
-        An endpoint gives no likelihoods of labels, so `label_scores` is empty, and an arm can lose by its wording.
+        An endpoint gives no likelihoods of labels, so `label_scores` is empty, and an arm can lose by its wording. It
+        gets more tokens than `max_new_tokens` where the labels are long.
 
         Raises: ModelError when there is no label; UnfinishedError like `generate`.
         """
         if not labels:
             raise ModelError("cannot choose a label: the task has none")
-        limit = max(len(label.encode("utf-8", "replace")) for label in labels) + _LABEL_ROOM
-        return self._answer_all(prompts, limit, lambda reply: replace(reply, text=match_label(reply.text, labels)))
+        limit = max(max_new_tokens, max(len(label.encode("utf-8", "replace")) for label in labels) + _LABEL_ROOM)
+
+        def matched(reply: Reply) -> Reply:
+            return replace(reply, text=match_label(reply.text, labels), free_text=reply.text)
+
+        return self._answer_all(prompts, limit, matched)
 
     def stream(self, prompt: Sequence[Message], max_new_tokens: int) -> Iterator[str]:
         """The answer to one prompt, piece by piece as it is sent. It is asked again only before its first piece.

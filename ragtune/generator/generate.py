@@ -7,7 +7,6 @@ the evaluator records the dtype and lets all arms share the path.
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,14 @@ from transformers.cache_utils import DynamicLayer
 
 from ragtune import store
 from ragtune.errors import ModelError
+from ragtune.generator import shared_prefix
 from ragtune.generator.machine import best_dtype, device, keep_freed_memory
 from ragtune.generator.methods import attach_adapter
 from ragtune.generator.quiet import calm_libraries
 from ragtune.types import Message, Reply
 
 _BATCH_TOKENS = 12_000
-_SHARED_PREFIX_MINIMUM = 24
+_WORTH_SHARING = 0.2  # of the prompts is their beginning; joining two attentions costs a little for each token
 _WORTH_LEAVING = 0.75  # of a batch goes on: then the keys and values of the others are dropped
 
 
@@ -84,6 +84,7 @@ class LocalGenerator:
         """
         tokenizer = load_tokenizer(folder)
         model = load_weights(folder, best_dtype())
+        shared_prefix.enable(model)
         parts = [base_fingerprint, str(model.dtype)]
         if adapter is not None:
             model = attach_adapter(model, adapter, base_fingerprint)
@@ -113,37 +114,40 @@ class LocalGenerator:
         encoded = [self.encode(prompt) for prompt in prompts]
         self._check_lengths(encoded, max_new_tokens)
         replies: dict[int, Reply] = {}
-        shared, cache = self._shared_prefix(encoded)
-        for batch in _batches([len(ids) + max_new_tokens for ids in encoded]):
+        shared, own = self._split(encoded)
+        for batch in _batches([len(ids) + max_new_tokens for ids in own]):
             started = time.perf_counter()
-            outputs = self._decode([encoded[i] for i in batch], shared, cache, max_new_tokens)
+            outputs = self._go_on(self._read([own[i] for i in batch], shared), max_new_tokens)
             seconds = (time.perf_counter() - started) / len(batch)
             for i, ids in zip(batch, outputs, strict=True):
-                text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                replies[i] = Reply(text, len(encoded[i]), len(ids), seconds)
+                replies[i] = Reply(self._text(ids), len(encoded[i]), len(ids), seconds)
         return [replies[i] for i in range(len(prompts))]
 
-    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str]) -> list[Reply]:
+    def choose(self, prompts: Sequence[Sequence[Message]], labels: Sequence[str], max_new_tokens: int) -> list[Reply]:
         """The most likely of the allowed labels: log p(label tokens, end of turn | prompt), one pass per prompt.
 
-        Raises: ModelError when there is no label.
+        The greedy answer, up to `max_new_tokens`, is decoded from the same pass.
+
+        Raises: ModelError when there is no label; like `generate`.
         """
         if not labels:
             raise ModelError("cannot choose a label: the task has none")
         encoded = [self.encode(prompt) for prompt in prompts]
         endings = [self._label_ids(label) for label in labels]
         longest = max(map(len, endings))
-        self._check_lengths(encoded, longest)
+        self._check_lengths(encoded, max(longest, max_new_tokens))
         replies: dict[int, Reply] = {}
-        shared, cache = self._shared_prefix(encoded)
-        for batch in _batches([len(ids) + longest * len(labels) for ids in encoded]):
+        shared, own = self._split(encoded)
+        for batch in _batches([len(ids) + longest * len(labels) for ids in own]):
             started = time.perf_counter()
-            scores = self._score_endings([encoded[i] for i in batch], shared, cache, endings)
+            scores, read = self._score_endings([own[i] for i in batch], shared, endings)
             seconds = (time.perf_counter() - started) / len(batch)
-            for i, row in zip(batch, scores.tolist(), strict=True):
+            written = self._go_on(read, max_new_tokens)
+            for i, row, ids in zip(batch, scores.tolist(), written, strict=True):
                 best = max(range(len(labels)), key=row.__getitem__)
                 by_label = dict(zip(labels, row, strict=True))
-                replies[i] = Reply(labels[best], len(encoded[i]), len(endings[best]), seconds, by_label)
+                free = self._text(ids)
+                replies[i] = Reply(labels[best], len(encoded[i]), len(endings[best]), seconds, by_label, free)
         return [replies[i] for i in range(len(prompts))]
 
     def stream(self, prompt: Sequence[Message], max_new_tokens: int) -> Iterator[str]:
@@ -176,6 +180,9 @@ class LocalGenerator:
         if failure:
             raise failure[0]
 
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
     def _decoding(self, max_new_tokens: int) -> dict[str, Any]:
         return {
             "max_new_tokens": max_new_tokens,
@@ -199,104 +206,144 @@ class LocalGenerator:
         return [*ids, self.tokenizer.eos_token_id]
 
     @torch.inference_mode()
-    def _shared_prefix(self, encoded: Sequence[Sequence[int]]) -> tuple[int, Any]:
-        """Length and key/value cache of the beginning that all prompts share; (0, None) when it is not worth it."""
+    def _split(self, encoded: Sequence[Sequence[int]]) -> tuple[_Shared, list[Sequence[int]]]:
+        """The beginning that all prompts share, read once where it is worth it, and what follows it in each."""
         length = _common_prefix(encoded)
-        if len(encoded) < 2 or length < _SHARED_PREFIX_MINIMUM:
-            return 0, None
-        ids = torch.tensor([list(encoded[0][:length])], device=self.model.device)
+        total = sum(map(len, encoded))
+        if (
+            len(encoded) < 2
+            or length * len(encoded) < _WORTH_SHARING * total
+            or not shared_prefix.is_enabled(self.model)
+        ):
+            return _Shared(0, None), list(encoded)
         cache = DynamicCache(config=self.model.config)
+        ids = torch.tensor([list(encoded[0][:length])], device=self.model.device)
         self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return length, cache
+        states = [(layer.keys, layer.values) for layer in cache.layers]
+        return _Shared(length, states), [ids[length:] for ids in encoded]
 
-    def _padded(self, rows: Sequence[Sequence[int]], shared: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask (batch, width): the shared beginning, then padding, then each row's own end."""
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and where they are real, (rows, width), padded on the left."""
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        real = torch.zeros((len(rows), width), dtype=torch.bool)
         for i, row in enumerate(rows):
-            own = list(row[shared:])
-            ids[i, :shared] = torch.tensor(row[:shared], dtype=torch.long)
-            ids[i, width - len(own) :] = torch.tensor(own, dtype=torch.long)
-            mask[i, :shared] = 1
-            mask[i, width - len(own) :] = 1
-        return ids.to(self.model.device), mask.to(self.model.device)
+            ids[i, width - len(row) :] = torch.tensor(list(row), dtype=torch.long)
+            real[i, width - len(row) :] = True
+        return ids.to(self.model.device), real.to(self.model.device)
+
+    def _logits(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, batch: tuple[_Shared, Any], keep: int
+    ) -> torch.Tensor:
+        """Logits of each row's last `keep` tokens, (rows, keep, vocabulary); the batch's cache grows by `ids`."""
+        shared, cache = batch
+        common = {} if shared.states is None else {"shared_prefix": shared.states}
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        return self.model(**inputs, **common, use_cache=True, logits_to_keep=keep).logits  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def _decode(self, rows: Sequence[Sequence[int]], shared: int, cache: Any, max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers to a batch, end of turn included; rows that have ended leave the batch."""
-        ids, mask = self._padded(rows, shared)
-        positions = mask.cumsum(-1).sub(1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config) if cache is None else _repeat(cache, len(rows))
-        fed, at = ids[:, shared:], positions[:, shared:]
-        answers: list[list[int]] = [[] for _ in rows]
-        live = list(range(len(rows)))
-        for step in range(max_new_tokens):
-            inputs = {"input_ids": fed, "attention_mask": mask, "position_ids": at, "past_key_values": cache}
-            logits = self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
-            if step == 0:
-                make_room(cache, max_new_tokens)
-            tokens = logits.argmax(-1)
-            for row, token in zip(live, tokens.tolist(), strict=True):
-                if not answers[row] or answers[row][-1] != self.tokenizer.eos_token_id:
-                    answers[row].append(token)
-            going = [i for i, row in enumerate(live) if answers[row][-1] != self.tokenizer.eos_token_id]
+    def _read(self, rows: Sequence[Sequence[int]], shared: _Shared) -> _Read:
+        """Feed a batch of prompts' ends."""
+        ids, real = self._padded(rows)
+        positions = shared.length + real.cumsum(-1).sub(1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        mask = _mask(real, torch.tensor([], dtype=torch.long), self.model.dtype)
+        first = self._logits(ids, mask, positions, (shared, cache), 1)[:, -1].argmax(-1)
+        return _Read(shared, cache, mask[:, :, -1:], shared.length + real.sum(-1, keepdim=True), first)
+
+    @torch.inference_mode()
+    def _go_on(self, read: _Read, max_new_tokens: int) -> list[list[int]]:
+        """Greedy answers to rows that were read, end of turn included; rows that have ended leave the batch."""
+        cache, mask, at, tokens = read.cache, read.mask, read.at, read.first
+        make_room(cache, max_new_tokens)
+        answers = [[token] for token in tokens.tolist()]
+        live = list(range(len(answers)))
+        end = self.tokenizer.eos_token_id
+        for _ in range(max_new_tokens - 1):
+            going = [i for i, row in enumerate(live) if answers[row][-1] != end]
             if not going:
                 break
             if len(going) <= _WORTH_LEAVING * len(live):
                 kept = torch.tensor(going, device=tokens.device)
                 cache.batch_select_indices(kept)
-                tokens, mask, at = tokens[kept], mask[kept], at[kept]
+                mask, at, tokens = mask[kept], at[kept], tokens[kept]
                 live = [live[i] for i in going]
-            fed, at = tokens[:, None], at[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            mask = pad(mask, (0, 1))  # each row sees its new token
+            tokens = self._logits(tokens[:, None], mask, at, (read.shared, cache), 1)[:, -1].argmax(-1)
+            at = at + 1
+            for row, token in zip(live, tokens.tolist(), strict=True):
+                if answers[row][-1] != end:
+                    answers[row].append(token)
         return answers
 
     @torch.inference_mode()
     def _score_endings(
-        self, rows: Sequence[Sequence[int]], shared: int, cache: Any, endings: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
-        """Log-probability (nats) of each ending after each row, in one pass: (rows, endings).
+        self, rows: Sequence[Sequence[int]], shared: _Shared, endings: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, _Read]:
+        """Log-probability (nats) of each ending after each row, (rows, endings), and the rows as read, in one pass.
 
         The endings stand side by side behind each row; the attention mask lets an ending see the row and itself only.
         """
-        ids, mask = self._padded(rows, shared)
+        ids, real = self._padded(rows)
+        device = ids.device
         branch = torch.tensor([i for i, ending in enumerate(endings) for _ in ending[:-1]], dtype=torch.long)
-        depth = torch.tensor([d for ending in endings for d in range(len(ending) - 1)], dtype=torch.long)
-        fed = torch.tensor([token for ending in endings for token in ending[:-1]], dtype=torch.long)
-        positions = mask.cumsum(-1).sub(1).clamp(min=0)
-        tails = mask.sum(-1, keepdim=True) + depth.to(mask.device)
-        logits = self.model(
-            input_ids=torch.cat([ids[:, shared:], fed.to(ids.device).expand(len(rows), -1)], 1),
-            attention_mask=_branch_mask(mask, branch, shared, self.model.dtype),
-            position_ids=torch.cat([positions, tails], 1)[:, shared:],
-            past_key_values=_repeat(cache, len(rows)) if cache is not None else None,
-            use_cache=cache is not None,
-            logits_to_keep=len(fed) + 1,
-        ).logits.float()
-        logp = torch.log_softmax(logits, -1).cpu()
+        depth = torch.tensor([d for ending in endings for d in range(len(ending) - 1)], device=device)
+        fed = torch.tensor([token for ending in endings for token in ending[:-1]], device=device, dtype=torch.long)
+        at = shared.length + real.sum(-1, keepdim=True)
+        positions = torch.cat([shared.length + real.cumsum(-1).sub(1).clamp(min=0), at + depth.long()], 1)
+        cache = DynamicCache(config=self.model.config)
+        mask = _mask(real, branch, self.model.dtype)
+        both = torch.cat([ids, fed.expand(len(rows), -1)], 1)
+        logp = torch.log_softmax(self._logits(both, mask, positions, (shared, cache), len(fed) + 1).float(), -1)
         totals, start = [], 1
         for ending in endings:
             # An ending's first token is predicted by the row's last one, the others by the token before them.
             steps = torch.tensor([0, *range(start, start + len(ending) - 1)])
             totals.append(logp[:, steps, torch.tensor(list(ending))].sum(-1))
             start += len(ending) - 1
-        return torch.stack(totals, 1)
+        cache.crop(-len(fed))
+        width = ids.shape[1]
+        return torch.stack(totals, 1), _Read(
+            shared, cache, mask[:, :, width - 1 : width, :width], at, logp[:, 0].argmax(-1)
+        )
 
 
-def _branch_mask(mask: torch.Tensor, branch: torch.Tensor, shared: int, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask (batch, 1, queries, keys): causal over the rows, then each branch sees its row and itself."""
-    width, tail = mask.shape[1], len(branch)
+@dataclass(frozen=True)
+class _Shared:
+    """The beginning that all rows share: how long it is, and its keys and values; (0, None) is none."""
+
+    length: int
+    states: shared_prefix.States | None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch that the model has read.
+
+    `mask` (rows, 1, 1, width) is what a row's next token sees of it, `at` (rows, 1) that token's position, and `first`
+    (rows) the likeliest such token.
+    """
+
+    shared: _Shared
+    cache: Any
+    mask: torch.Tensor
+    at: torch.Tensor
+    first: torch.Tensor
+
+
+def _mask(real: torch.Tensor, branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask (rows, 1, queries, keys): causal over the rows, then each branch sees its row and itself."""
+    width, tail = real.shape[1], len(branch)
     row = torch.ones(width, width, dtype=torch.bool).tril()
     own = (branch[:, None] == branch[None, :]) & torch.ones(tail, tail, dtype=torch.bool).tril()
-    allowed = torch.zeros(len(mask), width + tail, width + tail, dtype=torch.bool)
-    allowed[:, :width, :width] = row & mask.bool().cpu()[:, None, :]
-    allowed[:, width:, :width] = mask.bool().cpu()[:, None, :]
+    allowed = torch.zeros(len(real), width + tail, width + tail, dtype=torch.bool)
+    allowed[:, :width, :width] = row & real.cpu()[:, None, :]
+    allowed[:, width:, :width] = real.cpu()[:, None, :]
     allowed[:, width:, width:] = own
     # Padding must see something, or its softmax is no number; nothing real looks at padding.
     allowed |= torch.eye(width + tail, dtype=torch.bool)
     blocked = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-    return blocked[:, None, shared:].to(mask.device)
+    return blocked[:, None].to(real.device)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -348,9 +395,3 @@ class _RoomyLayer(DynamicLayer):
 def make_room(cache: Any, tokens: int) -> None:
     """Give each layer of a filled cache room for so many more tokens; sliding windows and the like stay as they are."""
     cache.layers = [_RoomyLayer(layer, tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-
-
-def _repeat(cache: Any, times: int) -> Any:
-    repeated = copy.deepcopy(cache)
-    repeated.batch_repeat_interleave(times)
-    return repeated

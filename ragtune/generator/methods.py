@@ -132,6 +132,8 @@ def attach_adapter(model: Any, adapter: Path, base_fingerprint: str) -> Any:
     """
     from peft import PeftModel
 
+    from ragtune.generator.fused_lora import fuse_lora
+
     manifest = store.open_folder(adapter, "adapter")
     if manifest["base"]["fingerprint"] != base_fingerprint:
         raise MismatchError(
@@ -143,4 +145,6 @@ def attach_adapter(model: Any, adapter: Path, base_fingerprint: str) -> Any:
         round_to_nf4(model)
     with calm_libraries():
         # peft gives the adapter the base's dtype. A cast of the whole would round the rotary frequencies to bf16 too.
-        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).eval()
+        model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).eval()
+    fuse_lora(model)
+    return model

@@ -165,6 +165,8 @@ def build_model(folder: Path, method: Method, config: TuneConfig) -> Any:
     """Base weights with a fresh adapter on top; only the adapter has gradients."""
     from peft import get_peft_model
 
+    from ragtune.generator.fused_lora import fuse_lora
+
     set_seed(config.seed)
     model = load_weights(folder, best_dtype())
     if method.nf4:
@@ -173,7 +175,9 @@ def build_model(folder: Path, method: Method, config: TuneConfig) -> Any:
         else:
             round_to_nf4(model)
     with calm_libraries():
-        return get_peft_model(model, method.peft_config(config), autocast_adapter_dtype=False)
+        model = get_peft_model(model, method.peft_config(config), autocast_adapter_dtype=False)
+    fuse_lora(model)
+    return model
 
 
 def keeps_nf4_packed(config: TuneConfig) -> bool:

@@ -230,7 +230,7 @@ def test_progress_on_a_terminal(cli: Cli, project: Path, monkeypatch: pytest.Mon
     tuned = cli("tune", "--arm", "tune", "--max-rows-per-task", "2")
     assert (tuned.returncode, "training" in tuned.stderr) == (0, True)
     evaluated = cli("evaluate", "--arm", "prompt", "--arm", "tune", "--task", "facts", "--questions", "4")
-    assert (evaluated.returncode, "tune on facts" in evaluated.stderr) == (0, True)
+    assert (evaluated.returncode, "facts 4/4" in evaluated.stderr) == (0, True)
 
 
 def test_evaluate_prints_a_verdict_for_each_task(cli: Cli, made_project: Path) -> None:

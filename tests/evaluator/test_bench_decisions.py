@@ -98,9 +98,9 @@ def test_the_unpaired_peer_against_scipy(bench: ModuleType, binary: bool) -> Non
 
 
 def test_rounds_are_those_of_an_evaluation(bench: ModuleType) -> None:
-    assert (bench.FIRST_ROUND, bench.GROWTH) == (evaluation_rounds._FIRST_ROUND, evaluation_rounds._GROWTH)
+    assert (bench.LEAST_ROUND, bench.GROWTH) == (evaluation_rounds._LEAST_ROUND, evaluation_rounds._GROWTH)
     assert bench.rounds(20) == [20]
-    assert bench.rounds(200) == [24, 48, 72, 108, 162, 200]
+    assert bench.rounds(90) == [24, 48, 72, 90]
 
 
 def test_the_last_line_is_the_figures(

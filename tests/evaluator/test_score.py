@@ -59,11 +59,13 @@ def test_text_tasks_report_f1_and_rouge() -> None:
 def test_label_tasks_also_score_free_text() -> None:
     task = replace(TASK, metric="accuracy", format="label", labels=("claim", "praise"))
     question = replace(QUESTION, answers=("claim",))
-    row = score_answer(question, task, answer("claim"), free_text="It is a claim")
+    written = answer("claim")
+    written = replace(written, reply=replace(written.reply, free_text="It is a claim"))
+    row = score_answer(question, task, written)
     assert row.score == 1.0
     assert row.scores == {"accuracy": 1.0, "free_text_accuracy": 0.0}
     assert row.free_text == "It is a claim"
-    assert "free_text_accuracy" not in score_answer(UNANSWERABLE, task, answer("claim"), free_text="claim").scores
+    assert "free_text_accuracy" not in score_answer(UNANSWERABLE, task, written).scores
 
 
 def hit(number: int, rank: int) -> Hit:

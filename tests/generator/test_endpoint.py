@@ -634,20 +634,20 @@ def test_each_label_is_itself(labels: list[str]) -> None:
 
 def test_choosing_keeps_an_answer_that_names_no_label(server: Server) -> None:
     server.script = [say("It is a Cat."), say("A cat or a dog"), say("dog", output_tokens=1)]
-    replies = opened(server, concurrency=1).choose(ask("1", "2", "3"), ("cat", "dog"))
+    replies = opened(server, concurrency=1).choose(ask("1", "2", "3"), ("cat", "dog"), 8)
     assert told(replies) == ["cat", "A cat or a dog", "dog"]
     assert [reply.label_scores for reply in replies] == [{}, {}, {}]
     assert replies[2].output_tokens == 1
     assert server.seen[0].body["max_tokens"] >= 20  # room for a sentence
     server.script = [say("a CAT"), fail(400)]
     with pytest.raises(UnfinishedError) as error:
-        opened(server, concurrency=1).choose(ask("1", "2"), ("cat", "dog"))
+        opened(server, concurrency=1).choose(ask("1", "2"), ("cat", "dog"), 8)
     assert {i: reply.text for i, reply in error.value.replies.items()} == {0: "cat"}
 
 
 def test_choosing_from_nothing(server: Server) -> None:
     with pytest.raises(ModelError, match="cannot choose a label: the task has none"):
-        opened(server).choose(ask("1"), ())
+        opened(server).choose(ask("1"), (), 8)
     assert server.seen == []
 
 

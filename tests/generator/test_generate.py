@@ -65,10 +65,12 @@ def plain_forward(generator: LocalGenerator, prompt: Prompt, label: str) -> floa
 
 
 def test_the_prompts_share_what_they_are_said_to(generator: LocalGenerator) -> None:
-    lengths = {
-        name: generator._shared_prefix([generator.encode(p) for p in prompts])[0] for name, prompts in COMPANIES.items()
-    }
-    assert lengths["shared beginning"] > generate._SHARED_PREFIX_MINIMUM
+    split = {name: generator._split([generator.encode(p) for p in prompts]) for name, prompts in COMPANIES.items()}
+    lengths = {name: shared.length for name, (shared, _) in split.items()}
+    assert lengths["shared beginning"] > 20
+    assert [len(ids) for ids in split["shared beginning"][1]] == [
+        len(generator.encode(p)) - lengths["shared beginning"] for p in COMPANIES["shared beginning"]
+    ]
     assert lengths["nothing shared"] == lengths["alone"] == 0
     assert lengths["one prompt thrice"] == len(generator.encode(SHARED[0])) - 1
 
@@ -88,9 +90,9 @@ def test_batched_answers_are_those_given_one_by_one(
 def test_batched_choices_are_those_made_one_by_one(
     generator: LocalGenerator, prompts: Sequence[Prompt], batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = [generator.choose([prompt], LABELS)[0] for prompt in prompts]
+    alone = [generator.choose([prompt], LABELS, 12)[0] for prompt in prompts]
     monkeypatch.setattr(generate, "_BATCH_TOKENS", batch_tokens)
-    together = generator.choose(prompts, LABELS)
+    together = generator.choose(prompts, LABELS, 12)
     assert told(together) == told(alone)
     for a, b in zip(together, alone, strict=True):
         assert a.label_scores == pytest.approx(b.label_scores, abs=1e-4)
@@ -107,7 +109,7 @@ def test_rows_that_end_early_stay_ended(tiny: Path, adapter: Path, fp32: None) -
 
 def test_no_prompts(generator: LocalGenerator) -> None:
     assert generator.generate([], 5) == []
-    assert generator.choose([], LABELS) == []
+    assert generator.choose([], LABELS, 12) == []
 
 
 # Choosing
@@ -116,7 +118,7 @@ def test_no_prompts(generator: LocalGenerator) -> None:
 def test_scores_are_log_probabilities_of_a_plain_forward_pass(
     generator: LocalGenerator, prompts: Sequence[Prompt]
 ) -> None:
-    for prompt, reply in zip(prompts, generator.choose(prompts, LABELS), strict=True):
+    for prompt, reply in zip(prompts, generator.choose(prompts, LABELS, 12), strict=True):
         expected = {label: plain_forward(generator, prompt, label) for label in LABELS}
         assert reply.label_scores == pytest.approx(expected, abs=1e-4)
         assert reply.text == max(expected, key=expected.__getitem__)
@@ -128,13 +130,13 @@ def test_scores_are_log_probabilities_of_a_plain_forward_pass(
 def test_scores_of_a_single_label_of_one_token_each_and_of_beginnings_of_each_other(
     generator: LocalGenerator, labels: tuple[str, ...]
 ) -> None:
-    for reply, prompt in zip(generator.choose(SHARED[:2], labels), SHARED, strict=False):
+    for reply, prompt in zip(generator.choose(SHARED[:2], labels, 12), SHARED, strict=False):
         assert reply.label_scores == pytest.approx({x: plain_forward(generator, prompt, x) for x in labels}, abs=1e-4)
 
 
 def test_choosing_needs_labels(generator: LocalGenerator) -> None:
     with pytest.raises(ModelError, match="cannot choose a label: the task has none"):
-        generator.choose(SHARED, [])
+        generator.choose(SHARED, [], 12)
 
 
 # Streaming
@@ -187,13 +189,13 @@ def test_a_prompt_that_leaves_no_room(generator: LocalGenerator, monkeypatch: py
     longest = max(generator.count_tokens(label) for label in LABELS) + 1
     monkeypatch.setattr(generator.model.config, "max_position_embeddings", tokens + longest)
     assert generator.generate(SHARED[:1], longest)[0].prompt_tokens == tokens
-    assert generator.choose(SHARED[:1], LABELS)[0].prompt_tokens == tokens
+    assert generator.choose(SHARED[:1], LABELS, 12)[0].prompt_tokens == tokens
     assert "".join(generator.stream(SHARED[0], longest))
     monkeypatch.setattr(generator.model.config, "max_position_embeddings", tokens + longest - 1)
     message = f"a prompt of {tokens} tokens leaves no room for {longest} answer tokens in tiny's context of"
     for act in (
         lambda: generator.generate(SHARED[:1], longest),
-        lambda: generator.choose(SHARED[:1], LABELS),
+        lambda: generator.choose(SHARED[:1], LABELS, 12),
         lambda: list(generator.stream(SHARED[0], longest)),
     ):
         with pytest.raises(ModelError, match=message):

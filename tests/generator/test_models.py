@@ -307,5 +307,5 @@ def test_smollm2_is_prepared_and_knows_a_capital(cache: Path) -> None:
     (reply,) = generator.generate([(Message("user", "What is the capital of France?"),)], 16)
     assert "Paris" in reply.text
     assert 0 < reply.output_tokens < 16  # it stopped by itself
-    (chosen,) = generator.choose([(Message("user", "What is the capital of France?"),)], ["Rome", "Paris", "Berlin"])
+    (chosen,) = generator.choose([(Message("user", "What is the capital of France?"),)], ["Rome", "Paris", "Berlin"], 8)
     assert chosen.text == "Paris"

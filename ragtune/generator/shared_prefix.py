@@ -1,0 +1,98 @@
+"""Attention to a beginning that all rows of a batch share: its keys and values are kept once, not once a row.
+
+Each query attends to the shared keys and to its own row's keys apart; the two results are joined by the sums of their
+softmax weights, which gives the attention to all keys. Juravsky et al. 2024 (Hydragen), arXiv:2402.05099, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+_NAME = "ragtune_shared_prefix"
+
+States = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of the beginning for each layer, each of shape (1, key heads, tokens, head size)."""
+
+
+def enable(model: Any) -> None:
+    """Let a model be called with `shared_prefix=States`, where its attention is of the plain kind.
+
+    Sliding windows, attention sinks and kernels of a model's own are left as they are: `is_enabled` says so.
+    """
+    plain = model.config._attn_implementation == "sdpa" and type(model)._supports_attention_backend
+    layers = DynamicCache(config=model.config).layers
+    if plain and layers and all(type(layer) is DynamicLayer for layer in layers):
+        model.set_attn_implementation(_NAME)
+
+
+def is_enabled(model: Any) -> bool:
+    """True when the model takes `shared_prefix`."""
+    return bool(model.config._attn_implementation == _NAME)
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    shared_prefix: States | None = None,
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that transformers calls; `attention_mask` is additive and covers the rows' own keys."""
+    if shared_prefix is None:
+        attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **arguments)
+        return attended, None
+    rows, heads, tokens, size = query.shape
+    key_heads = key.shape[1]
+    groups = heads // key_heads
+    # Query heads that share a key head are further queries to it; a mask of several tokens would have to be repeated.
+    folded = query.reshape(rows, key_heads, groups * tokens, size)
+    if tokens == 1:
+        own, own_sum = _partial(folded, key, value, attention_mask, scaling)
+    else:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        own, own_sum = _partial(query, key, value, attention_mask, scaling)
+    # To the shared keys, all rows are queries of one row.
+    shared_key, shared_value = shared_prefix[module.layer_idx]
+    lined_up = folded.transpose(0, 1).reshape(1, key_heads, -1, size)
+    common, common_sum = _partial(lined_up, shared_key, shared_value, None, scaling)
+    common = common.reshape(key_heads, rows, -1, size).transpose(0, 1).reshape(own.shape)
+    common_sum = common_sum.reshape(key_heads, rows, -1).transpose(0, 1).reshape(own_sum.shape)
+    share = torch.sigmoid(common_sum - own_sum).unsqueeze(-1).to(own.dtype)
+    joined = torch.lerp(own, common.to(own.dtype), share).reshape(query.shape)
+    return joined.transpose(1, 2).contiguous(), None
+
+
+def _partial(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to these keys alone, and the logarithm of the sum of its softmax weights, (rows, heads, queries)."""
+    if query.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        attended, log_sum = flash(query, key, value, 0.0, False, attn_mask=mask, scale=scaling)
+        return attended, log_sum
+    return plain_partial(query, key, value, mask, scaling)
+
+
+def plain_partial(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_partial` in plain arithmetic, for devices whose kernels do not give the sum."""
+    scores = (query @ key.transpose(-1, -2)).float() * (scaling or 1 / math.sqrt(query.shape[-1]))
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1).to(value.dtype) @ value), scores.logsumexp(-1)
+
+
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
