@@ -227,12 +227,16 @@ def _tunable(arm: str) -> Weights:
 
 
 def evaluate(
-    project: ProjectConfig, only: Sequence[str] = (), watch: Watch = _QUIET, budget: float | None = None
+    project: ProjectConfig,
+    only: Sequence[str] = (),
+    watch: Watch = _QUIET,
+    budget: float | None = None,
+    max_questions: int | None = None,
 ) -> Run:
     """Ask the arms the same test questions, round by round, and decide per task; writes `runs/NAME`.
 
-    Answers already given are kept in `runs/NAME.answers.jsonl` and never asked again. After `budget` seconds no new
-    round begins; what could not be settled by then is undecided.
+    Answers already given are kept in `runs/NAME.answers.jsonl` and never asked again. After `budget` seconds, or
+    `max_questions` questions over all tasks, no new round begins; what could not be settled by then is undecided.
 
     Raises: ConfigError for an unknown arm or task, or an arm whose adapter is missing; StoreError for a damaged index
     or adapter.
@@ -254,12 +258,12 @@ def evaluate(
     if not tasks:
         raise InputError("there are no test questions; add tasks with a test split to ragtune.toml")
     arms = runs.arms_to_measure(session)
-    inputs = runs.run_inputs(session, tasks, arms) | {"budget": budget}
+    inputs = runs.run_inputs(session, tasks, arms) | {"budget": budget, "max_questions": max_questions}
     target = project.place("runs")
     if store.is_current(target, "run", inputs):
         return results.load_run(target, reused=True)
     started = time.perf_counter()
-    pace = Pace(lambda: budget is None or time.perf_counter() - started < budget, watch.standings)
+    pace = Pace(lambda: budget is None or time.perf_counter() - started < budget, max_questions, watch.standings)
     with store.locked(target.with_name(f"{target.name}.answers")):
         bench = runs.open_bench(session, tasks, watch.progress)
         choices, contests = runs.measure_all(session, tasks, arms, bench, pace)

@@ -174,11 +174,14 @@ def _settings_of_others(project: ProjectConfig, arms: Sequence[Arm]) -> dict[str
 
 
 def _provenance(session: Session, arms: Sequence[Arm], seconds: float) -> dict[str, str]:
+    from ragtune.generator.machine import peak_memory
+
     project, made = session.project, session.index.manifest
     facts = {
         "base model": f"{project.generator.model} ({session.base[1][:12]})",
         "numbers": str(getattr(session.generator("base"), "dtype", "as the generator has them")),
-        "index": f"{made['documents']} documents, {made['passages']} passages ({session.index.fingerprint[:12]})",
+        "index": f"{made['documents']} documents, {made['passages']} passages in {made['seconds']:.1f} s "
+        f"({session.index.fingerprint[:12]})",
         "embedder": f"{made['embedder']['name']} ({made['embedder']['fingerprint'][:12]})",
     }
     for name in others(arms):
@@ -188,11 +191,16 @@ def _provenance(session: Session, arms: Sequence[Arm], seconds: float) -> dict[s
     for weights in sorted({arm.weights for arm in arms} - {"base"}):
         tuned = store.read_manifest(session.adapter(weights), "adapter")
         facts[f"adapter {weights}"] = (
-            f"{tuned['method']}, {tuned['rows']:,} rows, {tuned['trained_tokens']:,} tokens in {tuned['seconds']:.0f} s"
+            f"{tuned['method']}, {tuned['rows']:,} rows, {tuned['trained_tokens']:,} tokens in "
+            f"{tuned['seconds']:.0f} s{_memory(tuned['peak_memory'])}"
         )
-    facts["evaluation"] = f"{seconds:.0f} s, less what was answered before"
+    facts["evaluation"] = f"{seconds:.0f} s, less what was answered before{_memory(peak_memory())}"
     facts["packages"] = ", ".join(f"{name} {version}" for name, version in store.package_versions().items())
     return facts
+
+
+def _memory(peak: int) -> str:
+    return f", at most {peak / 2**30:.1f} GiB of memory" if peak else ""
 
 
 def load_run(folder: Path, reused: bool = True) -> Run:

@@ -86,9 +86,13 @@ def questions_to_ask(task: Task, config: EvaluateConfig) -> tuple[Question, ...]
 
 @dataclass(frozen=True)
 class Pace:
-    """How long rounds may go on, and who wants to see the contests after each."""
+    """How long rounds may go on, and who wants to see the contests after each.
+
+    `max_questions` bounds the questions of all tasks together; a question that several arms answer counts once.
+    """
 
     time_left: Callable[[], bool] = lambda: True
+    max_questions: int | None = None
     standings: Callable[[Sequence[Contest]], None] = lambda _: None
 
 
@@ -96,24 +100,28 @@ def run_rounds(contests: Sequence[Contest], ask: Ask, limits: EvaluateConfig, pa
     """Play rounds until no contest is open or the time is up; each round's rows are added to its contest.
 
     `limits.racing_error` bounds the probability that racing ever drops a task's best arm, or one within the margin of
-    it; 0 means no racing. While time is left, each contest gets its first round; then the one that seems closest to a
-    difference goes first.
+    it; 0 means no racing. While time and questions are left, each contest gets its first round; then the one that seems
+    closest to a difference goes first.
 
     Raises: InputError when there was no time for any answer.
     """
+    most = pace.max_questions
     while (open_contests := [c for c in contests if c.open]) and pace.time_left():
+        left = None if most is None else most - sum(contest.asked for contest in contests)
+        if left == 0:
+            break
         contest = min(open_contests, key=questions_to_go)
-        play_round(contest, ask, limits)
+        play_round(contest, ask, limits, left)
         pace.standings(contests)
     if not any(contest.asked for contest in contests):
         raise InputError("the budget ended before the first answer; give more time, e.g. --budget 10m")
 
 
-def play_round(contest: Contest, ask: Ask, limits: EvaluateConfig) -> None:
-    """The running arms answer the next questions; then the arms shown worse are dropped."""
+def play_round(contest: Contest, ask: Ask, limits: EvaluateConfig, most: int | None = None) -> None:
+    """The running arms answer the next questions, at most `most`; then the arms shown worse are dropped."""
     start = contest.asked
     size = max(_LEAST_ROUND, int(start * (_GROWTH - 1)))
-    questions = contest.questions[start : start + size]
+    questions = contest.questions[start : start + size][:most]
     for arm in contest.running:
         contest.rows.setdefault(arm.name, []).extend(ask(arm, contest.task, questions))
     if limits.racing_error > 0:

@@ -6,19 +6,18 @@ of each task (the size of the first round of `ragtune evaluate`); `--quick` take
 - plain: `generate()` of transformers, 8 prompts at a time in file order, with the same limit of new tokens. Labels are
   generated like any other answer.
 - ragtune: `Assistant.reply`, through which `ask` and `evaluate` answer. Batches are sorted by length and filled up to a
-  number of tokens, the beginning that prompts share is computed once, labels are scored in one pass.
+  number of tokens, the beginning that prompts share is computed once, labels are scored in one pass and written freely
+  from it.
 - `--peer [FOLDER]`: OpenVINO GenAI with continuous batching and prefix caching; see scripts/peer_openvino.py.
 
 Answering alone is timed, from messages to texts (the peer: from token ids), after a warm-up. Plain and ragtune go first
 in turn. The last line, also written with `--json FILE`, is one JSON object:
 
 - `speedup_vs_generate`, `speedup_vs_openvino`: their seconds by ragtune's; null for a peer that was not asked.
-- `speedup_with_free_text`: the first one, where ragtune also writes the answers to label tasks freely, as `evaluate`
-  does to count format failures.
-- `identical`: share of the answers that are the same in plain and ragtune in fp32, on up to 4 questions a group.
+- `identical`: share of the written answers that are the same in plain and ragtune in fp32, up to 4 questions a group.
 - `agreement_bf16`, `score_difference_bf16`: the same share in bf16, and ragtune's mean score minus plain's, on all
-  questions; null where the machine has no fast bf16 and fp32 was timed. Like `identical` without label tasks, which
-  ragtune answers in another way.
+  questions; null where the machine has no fast bf16 and fp32 was timed. The scores are without label tasks: there
+  ragtune picks labels.
 - `questions`: answers on each side. `tokens`: of their prompts and of ragtune's answers. `groups`: figures by task and
   arm. `openvino`: the peer's version, settings, agreement with ragtune. `threads`, `dtype`, `torch`, `transformers`.
 
@@ -45,6 +44,7 @@ import transformers
 import ragtune
 from ragtune.assistant import Assistant
 from ragtune.evaluator.score import score_answer
+from ragtune.generator import shared_prefix
 from ragtune.generator.generate import LocalGenerator, load_tokenizer, load_weights
 from ragtune.generator.machine import device
 from ragtune.measure import sample
@@ -119,19 +119,23 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One group answered by both. Seconds are wall time; `free_text` is for writing what was picked, too."""
+    """One group answered by both, in seconds of wall time."""
 
     group: Group
     plain: list[str]
     replies: list[Reply]
     plain_seconds: float
     seconds: float
-    free_text_seconds: float
 
     @property
     def texts(self) -> list[str]:
         """Ragtune's answers."""
         return [reply.text for reply in self.replies]
+
+    @property
+    def written(self) -> list[str]:
+        """What ragtune's model wrote: its answers, but for label tasks, where these are picked."""
+        return [written(reply) for reply in self.replies]
 
     def figures(self) -> dict[str, Any]:
         """The line of this group in `groups`."""
@@ -143,10 +147,15 @@ class Timed:
             "output_tokens": sum(reply.output_tokens for reply in self.replies),
             "plain_seconds": self.plain_seconds,
             "seconds": self.seconds,
-            "agreement": share_equal(zip(self.plain, self.texts, strict=True)),
+            "agreement": share_equal(zip(self.plain, self.written, strict=True)),
             "plain_score": self.group.score(self.plain),
             "score": self.group.score(self.texts),
         }
+
+
+def written(reply: Reply) -> str:
+    """What the model wrote on its own."""
+    return reply.text if reply.free_text is None else reply.free_text
 
 
 @contextlib.contextmanager
@@ -187,8 +196,7 @@ def measure(group: Group, plain: Plain, plain_first: bool) -> Timed:
     else:
         replies, seconds = timed(lambda: assistant.reply(group.prompts))
         texts, plain_seconds = timed(lambda: plain.answer(group.prompts, most))
-    free = 0.0 if group.generated else timed(lambda: assistant.generator.generate(group.prompts, most))[1]
-    return Timed(group, texts, replies, plain_seconds, seconds, free)
+    return Timed(group, texts, replies, plain_seconds, seconds)
 
 
 def measure_all(groups: Sequence[Group], plain: Plain) -> list[Timed]:
@@ -208,15 +216,15 @@ def share_equal(pairs: Iterable[tuple[str, str]]) -> float:
 
 
 def identical_in_fp32(groups: Sequence[Group], folder: Path) -> float:
-    """Share of generated answers that are the same in plain and ragtune when both compute in fp32."""
+    """Share of written answers that are the same in plain and ragtune when both compute in fp32."""
     plain, weights = Plain.from_folder(folder, torch.float32), load_weights(folder, torch.float32)
     pairs: list[tuple[str, str]] = []
+    shared_prefix.enable(weights)
     for group in groups:
-        if group.generated:
-            prompts, most = group.prompts[:EXACT_QUESTIONS], group.assistant.task.max_answer_tokens
-            generator = replace(cast(LocalGenerator, group.assistant.generator), model=weights)
-            texts = [reply.text for reply in generator.generate(prompts, most)]
-            pairs += zip(plain.answer(prompts, most), texts, strict=True)
+        prompts, most = group.prompts[:EXACT_QUESTIONS], group.assistant.task.max_answer_tokens
+        generator = replace(cast(LocalGenerator, group.assistant.generator), model=weights)
+        texts = [written(reply) for reply in replace(group.assistant, generator=generator).reply(prompts)]
+        pairs += zip(plain.answer(prompts, most), texts, strict=True)
     return share_equal(pairs)
 
 
@@ -238,10 +246,10 @@ def ask_peer(folder: Path, model: Path, results: Sequence[Timed]) -> dict[str, A
     facts = peer_openvino.ask(folder, model, requests, torch.get_num_threads(), precision)
     texts = iter(facts.pop("answers"))
     answered = [(result, [next(texts) for _ in result.texts]) for result in results]
-    written = [(result, answers) for result, answers in answered if result.group.generated]
+    generated = [(result, answers) for result, answers in answered if result.group.generated]
     return facts | {
-        "agreement": share_equal(pair for r, answers in written for pair in zip(answers, r.texts, strict=True)),
-        "score_difference": mean_difference((r.group, answers, r.texts) for r, answers in written),
+        "agreement": share_equal(pair for r, answers in answered for pair in zip(answers, r.written, strict=True)),
+        "score_difference": mean_difference((r.group, answers, r.texts) for r, answers in generated),
     }
 
 
@@ -253,14 +261,13 @@ def mean_difference(sides: Iterable[tuple[Group, Sequence[str], Sequence[str]]])
 
 def summarise(results: Sequence[Timed]) -> dict[str, Any]:
     """The figures of the timed part, as named above."""
-    written = [result for result in results if result.group.generated]
+    generated = [result for result in results if result.group.generated]
     plain, seconds = sum(r.plain_seconds for r in results), sum(r.seconds for r in results)
     bf16 = cast(LocalGenerator, results[0].group.assistant.generator).dtype == "bfloat16"
-    agreement = share_equal(pair for r in written for pair in zip(r.plain, r.texts, strict=True))
-    difference = mean_difference((r.group, r.plain, r.texts) for r in written)
+    agreement = share_equal(pair for r in results for pair in zip(r.plain, r.written, strict=True))
+    difference = mean_difference((r.group, r.plain, r.texts) for r in generated)
     return {
         "speedup_vs_generate": plain / seconds,
-        "speedup_with_free_text": plain / (seconds + sum(r.free_text_seconds for r in results)),
         "agreement_bf16": agreement if bf16 else None,
         "score_difference_bf16": difference if bf16 else None,
         "questions": sum(len(r.replies) for r in results),
@@ -299,7 +306,6 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
         counts = f"{total['questions']:,} | {total['prompt_tokens']:,}"
         yield f"| {arm} | {counts} | {plain:.1f} s | {seconds:.1f} s | {plain / seconds:.1f} |"
     yield ""
-    yield f"- Where ragtune also writes labels freely: {figures['speedup_with_free_text']:.1f} times as fast as plain."
     yield f"- The same answers in fp32: {figures['identical']:.1%}."
     if figures["agreement_bf16"] is not None:
         difference = f"{figures['score_difference_bf16']:+.3f}"

@@ -107,6 +107,15 @@ def test_a_budget_gives_each_task_a_first_round_and_then_ends() -> None:
     assert sorted(race.asked for race in races) == [24, 48]
 
 
+def test_so_many_questions_and_no_more() -> None:
+    races = [contest(GOOD, BAD, task="near"), contest(GOOD, MIDDLING, task="far")]
+    ask = Asked()
+    run_rounds(races, ask, NO_RACING, Pace(max_questions=60))
+    assert [race.asked for race in races] == [36, 24]  # a first round each, then what is left where it tells most
+    run_rounds(races, ask, NO_RACING, Pace(max_questions=60))
+    assert [race.asked for race in races] == [36, 24]
+
+
 def test_with_time_left_the_task_nearer_to_an_answer_goes_first() -> None:
     near, far = contest(GOOD, BAD, task="near"), contest(GOOD, MIDDLING, task="far")
     ask = Asked()

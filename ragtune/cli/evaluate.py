@@ -21,6 +21,7 @@ from ragtune.types import Verdict
 @click.option("--arm", "arms", multiple=True, help="Only this arm; may be given several times.")
 @click.option("--questions", type=int, help="Test questions taken from each task.")
 @click.option("--budget", help="Begin no new round after this time, e.g. 90s, 10m or 2h.")
+@click.option("--max-questions", type=click.IntRange(min=1), help="Test questions of all tasks together.")
 @click.option("--margin", type=float, help="A cheaper arm this close to the best is as good.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="A finished run's folder to compare with.")
 @click.option("--fail-on-regression", is_flag=True, help=FAIL_ON_REGRESSION)
@@ -31,6 +32,7 @@ def command(
     arms: tuple[str, ...],
     questions: int | None,
     budget: str | None,
+    max_questions: int | None,
     margin: float | None,
     baseline: Path | None,
     fail_on_regression: bool,
@@ -39,7 +41,8 @@ def command(
     """Answer the test questions with every arm, and say per task which one to use.
 
     Arms answer in rounds, and an arm that is shown worse early answers no more. Answers are kept as they come: a run
-    that is stopped goes on where it was.
+    that is stopped goes on where it was. With --budget or --max-questions they are spent where two arms are closest to
+    being told apart.
 
     \b
     Examples:
@@ -57,7 +60,7 @@ def command(
     overrides = {"evaluate.arms": arms or None, "evaluate.questions_per_task": questions, "evaluate.margin": margin}
     project = load_config(config_path, overrides)
     with watching() as watch:
-        run = pipeline.evaluate(project, tasks, watch, seconds(budget) if budget else None)
+        run = pipeline.evaluate(project, tasks, watch, seconds(budget) if budget else None, max_questions)
     comparison = compare_runs(before, load_results(run.folder)) if before else None
     if as_json:
         verdicts = [asdict(v) for v in run.verdicts]

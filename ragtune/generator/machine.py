@@ -40,6 +40,18 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
+def peak_memory() -> int:
+    """Most bytes held so far: by torch on a GPU, else by this process; 0 where the system does not tell."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def free_memory() -> int:
     """Bytes that a model may still take: of the first GPU, else of the machine."""
     if torch.cuda.is_available():

@@ -25,7 +25,7 @@ from ragtune.config import TuneConfig
 from ragtune.errors import MismatchError, StoreError, TrainingError
 from ragtune.generator.examples import TrainingRow
 from ragtune.generator.generate import load_tokenizer, load_weights
-from ragtune.generator.machine import best_dtype
+from ragtune.generator.machine import best_dtype, peak_memory
 from ragtune.generator.methods import Method, keep_in_nf4, round_to_nf4
 from ragtune.generator.quiet import calm_libraries
 
@@ -48,7 +48,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a finished run measured. `losses` holds one mean loss (nats per answer token) per optimiser step."""
+    """What a finished run measured. `losses` holds one mean loss (nats per answer token) per optimiser step.
+
+    `peak_memory` is in bytes, of the whole process on a CPU.
+    """
 
     steps: int
     seconds: float
@@ -56,6 +59,7 @@ class TrainResult:
     losses: tuple[float, ...]
     trainable_parameters: int
     all_parameters: int
+    peak_memory: int
 
 
 def encode_row(tokenizer: Any, row: TrainingRow) -> tuple[list[int], int]:
@@ -222,6 +226,7 @@ def train(
         losses=losses,
         trainable_parameters=trainable,
         all_parameters=sum(p.numel() for p in model.parameters()),
+        peak_memory=peak_memory(),
     )
     return model, result
 

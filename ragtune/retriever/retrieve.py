@@ -5,6 +5,7 @@ indexes/NAME/  documents.jsonl  passages.jsonl  vectors.faiss  keywords/  manife
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ def build_index(
     """
     if not passages:
         raise InputError("there is nothing to index: the documents hold no text")
+    started = time.perf_counter()
     texts = embedded_texts(passages, embedder)
     manifest = {
         "kind": "index",
@@ -89,6 +91,7 @@ def build_index(
         store.write_jsonl(folder / PASSAGES, (asdict(p) for p in passages))
         vector_index.save(vector_index.build(vectors), folder)
         keyword_index.save(keyword_index.build(texts, config.language), folder)
+        manifest["seconds"] = time.perf_counter() - started
 
 
 def _embed_in_chunks(

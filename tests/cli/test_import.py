@@ -18,8 +18,8 @@ ROWS = [
     {"id": "1", "split": "train", "question": "Price?", "answer": "£5", "context": "A boat costs £5."},
     {"id": "2", "split": "train", "question": "Tide?", "answer": "noon", "context": "The tide turns at noon."},
     {"id": "3", "split": "train", "question": "Tide?", "answer": "noon", "context": "The tide turns at noon."},
-    {"id": "4", "split": "dev", "question": "Pier?", "answer": "long", "context": "The pier is long." + " Sea." * 200},
-    {"id": "5", "split": "test", "question": "Fee?", "answer": "none", "context": "Dogs swim." + " Sea." * 200},
+    {"id": "4", "split": "dev", "question": "Pier?", "answer": "long", "context": "The pier is long." + " Sea." * 700},
+    {"id": "5", "split": "test", "question": "Fee?", "answer": "none", "context": "Dogs swim." + " Sea." * 700},
     {"id": "6", "split": "test", "question": "Age?", "answers": [], "context": "Nobody knows."},
 ]
 
@@ -43,7 +43,7 @@ def test_the_report(cli: Cli) -> None:
         "evidence    for 3 questions: 3 where an accepted answer stands first\n"
         "            1 answerable questions have none\n"
         "left out    1 x the same question as another one, with the same answers (first: lake.jsonl, line 3)\n"
-        "note        1 x no evidence in a gold document over 600 characters: it does not hold the answer "
+        "note        1 x no evidence in a gold document over 3000 characters: it does not hold the answer "
         "(first: lake.jsonl, line 5)\n"
         "Next: ragtune check --config out\n"
     )
@@ -57,7 +57,7 @@ def test_json(cli: Cli, here: Path) -> None:
         {"what": "the same question as another one, with the same answers", "count": 1, "first": "lake.jsonl, line 3"}
     ]
     assert {note["what"] for note in value.pop("notes")} <= {
-        "no evidence in a gold document over 600 characters: it does not hold the answer"
+        "no evidence in a gold document over 3000 characters: it does not hold the answer"
     }
     unanswerable = value.pop("unanswerable")
     assert value.pop("without_evidence") == 1 - unanswerable

@@ -20,7 +20,7 @@ from ragtune import pipeline, store
 from ragtune.config import load_config
 from ragtune.corpus.importers.arrange import split_questions
 from ragtune.corpus.importers.convert import Imported, ImportOptions, import_source
-from ragtune.corpus.importers.evidence import LONGEST, find_evidence, written_document
+from ragtune.corpus.importers.evidence import LONGEST, LONGEST_DOCUMENT, find_evidence, written_document
 from ragtune.corpus.importers.formats import detect_format
 from ragtune.corpus.importers.shape import find_shape
 from ragtune.corpus.importers.source import About, Count, Ledger, Quote, SourceDocument, SourceQuestion
@@ -97,7 +97,7 @@ def test_our_own_question_files_come_through_unchanged(tmp_path: Path) -> None:
 FOLDER_CORPUS = [
     {"id": "x/1", "title": "Lake", "text": "The lake is deep. Boats cost £5 a day.", "source": "a book"},
     {"id": "x 2", "title": "", "text": "Dogs swim free."},
-    {"id": "far", "title": "Hills", "text": "Nobody asks about hills. " * 40},
+    {"id": "far", "title": "Hills", "text": "Nobody asks about hills. " * 140},
 ]
 FOLDER_ROWS = {
     "train": [
@@ -133,7 +133,7 @@ def test_a_folder_with_splits_documents_and_what_it_says_of_itself(open_folder: 
     assert texts(tmp_path / "out") == {
         lake: "# Lake\n\nThe lake is deep. Boats cost £5 a day.\n",
         dogs: "Dogs swim free.\n",
-        "open/far.md": "# Hills\n\n" + "Nobody asks about hills. " * 40 + "\n",
+        "open/far.md": "# Hills\n\n" + "Nobody asks about hills. " * 140 + "\n",
     }
     assert [q.split for q in asked.values()] == ["train"] * 5 + ["dev", "test"]
     assert evidence(asked["1"]) == [(lake, "£5")]
@@ -147,7 +147,7 @@ def test_a_folder_with_splits_documents_and_what_it_says_of_itself(open_folder: 
     assert kinds(done.notes) == {
         "a gold document that is neither in the source nor in the project": 1,
         "stated evidence that does not stand in its document": 1,
-        "no evidence in a gold document over 600 characters: it does not hold the answer": 1,
+        "no evidence in a gold document over 3000 characters: it does not hold the answer": 1,
     }
     assert kinds(done.skipped) == {"file test_full.jsonl, since test.jsonl is the test split": 1}
     firsts = {note.what: note.first for note in done.notes}
@@ -871,7 +871,7 @@ def found(text: str, *answers: str, title: str = "", search: bool = True, quotes
     return way, [(span.start, span.text) for span in spans]
 
 
-FILLER = " Nothing of that is said in this long tail." * 20
+FILLER = " Nothing of that is said in this long tail." * 80
 
 
 @pytest.mark.parametrize(
@@ -901,8 +901,9 @@ def test_an_answer_is_looked_for_in_the_text_before_the_title() -> None:
 
 def test_short_documents_count_as_a_whole_and_long_ones_do_not() -> None:
     assert found("  The sea.\n", "brine", title="Rye") == ("document", [(len("# Rye\n\n") + 2, "The sea.")])
-    assert found("x" * LONGEST, "brine")[0] == "document"
-    assert found("x" * (LONGEST + 1), "brine") == (None, [])
+    assert found("x" * LONGEST_DOCUMENT, "brine")[0] == "document"
+    assert [len(text) for _, text in found("x" * (LONGEST + 50), "brine")[1]] == [LONGEST, 50]
+    assert found("x" * (LONGEST_DOCUMENT + 1), "brine") == (None, [])
     assert found("He said ax." + FILLER, "he") == (None, []), "two letters must be a word, and are another one"
     assert found("No, yes or true." + FILLER, "yes", "No") == (None, [])
     assert found("A label here.", "label", search=False) == ("document", [(0, "A label here.")])

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragtune import store
-from ragtune.corpus.importers.evidence import LONGEST, WAYS, Way, WrittenDocument, find_evidence, written_document
+from ragtune.corpus.importers.evidence import (
+    LONGEST_DOCUMENT,
+    WAYS,
+    Way,
+    WrittenDocument,
+    find_evidence,
+    written_document,
+)
 from ragtune.corpus.importers.project import Place
 from ragtune.corpus.importers.source import Ledger, Source, SourceDocument, SourceQuestion, one_line
 from ragtune.corpus.load import load_documents
@@ -85,7 +92,8 @@ class Evidence:
             if "stated" not in ways and any(quote.document_id in came for quote in question.quotes):
                 ledger.note("stated evidence that does not stand in its document", question.where)
             if came and not ways:
-                ledger.note(f"no evidence in a gold document over {LONGEST} characters: {why}", question.where)
+                long = f"a gold document over {LONGEST_DOCUMENT} characters"
+                ledger.note(f"no evidence in {long}: {why}", question.where)
             elif 0 < len(ways) < len(came):
                 ledger.note("no evidence in one of several gold documents", question.where)
 

@@ -15,6 +15,9 @@ from ragtune.types import Span
 LONGEST = 600
 """Characters of the longest piece of evidence: about a passage, so that a passage can hold half of it."""
 
+LONGEST_DOCUMENT = 5 * LONGEST
+"""Characters of the longest document that counts as a whole: an abstract, a page; more would say nothing."""
+
 Way = Literal["stated", "answer", "document"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """As the source states it; where an accepted answer stands first; a short document as a whole. Best first."""
@@ -74,8 +77,8 @@ def find_evidence(
     if found:
         return "answer", tuple(_pieces(document, *found))
     start, end = trim(document.text, document.start, len(document.text))
-    if 0 < end - start <= LONGEST:
-        return "document", (document.span(start, end),)
+    if 0 < end - start <= LONGEST_DOCUMENT:
+        return "document", tuple(_pieces(document, start, end))
     return None, ()
 
 

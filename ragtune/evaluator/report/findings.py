@@ -123,8 +123,8 @@ def knowledge_sentence(found: KnowledgeCount) -> str:
     """
     n = found.known + found.maybe + found.unknown
     counts = (
-        f"Asked {n} questions without documents, each with several draws of worked examples, the base model is always "
-        f"right on {found.known}, sometimes on {found.maybe} and never on {found.unknown}."
+        f"Asked {n} dev questions without documents, each with several draws of worked examples, the base model is "
+        f"always right on {found.known}, sometimes on {found.maybe} and never on {found.unknown}."
     )
     if found.known >= _KNOWN_ALREADY * n:
         return f"{counts} Tuning has little left to teach here."
