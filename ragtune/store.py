@@ -24,7 +24,7 @@ from typing import Any
 from ragtune.errors import BusyError, MismatchError, StoreError
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _RECORDED_PACKAGES = ("ragtune", "torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "faiss-cpu")
 
 
@@ -286,7 +286,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise StoreError(f"{folder / MANIFEST} is damaged: expected a JSON object; make the {kind} again")
     if manifest.get("kind") != kind:
-        raise StoreError(f"{folder} holds a {manifest.get('kind', 'folder of unknown kind')}, expected a {kind}")
+        raise StoreError(f"{folder} is of kind {manifest.get('kind', 'unknown')}, expected kind {kind}")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise MismatchError(
             f"{folder} has format version {manifest.get('format_version')}, this ragtune reads {FORMAT_VERSION}; "

@@ -440,7 +440,7 @@ def test_folders_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a finished thing; make it again"):
         store.open_folder(tmp_path / "a", "thing")
     write(tmp_path / "a", "text", kind="adapter")
-    with pytest.raises(StoreError, match="holds a adapter, expected a thing"):
+    with pytest.raises(StoreError, match="is of kind adapter, expected kind thing"):
         store.open_folder(tmp_path / "a", "thing")
     (tmp_path / "a" / "manifest.json").write_text("{")
     with pytest.raises(StoreError, match="is not valid JSON"):

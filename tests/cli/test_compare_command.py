@@ -147,7 +147,7 @@ FACTS = {"facts": {"prompt": RIGHT}}
 REFUSALS: dict[str, tuple[Callable[[], None], str]] = {
     "no folder": (lambda: shutil.rmtree("run"), r"there is no run at run$"),
     "not a run": (lambda: Path("run/manifest.json").unlink(), r"run has no manifest\.json: it is not a finished run"),
-    "an index": (index, r"run holds a index, expected a run"),
+    "an index": (index, r"run is of kind index, expected kind run"),
     "another version": (
         replacing("run/manifest.json", '"format_version": ', '"format_version": 9'),
         r"run has format version 9\d, this ragtune reads \d; make the run again",
