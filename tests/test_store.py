@@ -266,7 +266,11 @@ def test_a_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
 def test_the_manifest_tells_of_every_file(tmp_path: Path) -> None:
     manifest = store.open_folder(write(tmp_path / "new" / "a", "text", inputs={"x": 1}), "thing")
     assert manifest["files"] == {"sub/file.txt": hashlib.sha256(b"text").hexdigest()}
-    assert (manifest["kind"], manifest["inputs"], manifest["format_version"]) == ("thing", {"x": 1}, 2)
+    assert (manifest["kind"], manifest["inputs"], manifest["format_version"]) == (
+        "thing",
+        {"x": 1},
+        store.FORMAT_VERSION,
+    )
     assert manifest["packages"] == store.package_versions()
     assert manifest["created"].endswith("Z")
     assert leftovers(tmp_path / "new") == []

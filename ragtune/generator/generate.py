@@ -140,7 +140,8 @@ class LocalGenerator:
         shared, own = self._split(encoded)
         for batch in _batches([len(ids) + longest * len(labels) for ids in own]):
             started = time.perf_counter()
-            scores, read = self._score_endings([own[i] for i in batch], shared, endings)
+            score = self._score_endings if shared_prefix.is_enabled(self.model) else self._score_each_ending
+            scores, read = score([own[i] for i in batch], shared, endings)
             seconds = (time.perf_counter() - started) / len(batch)
             written = self._go_on(read, max_new_tokens)
             for i, row, ids in zip(batch, scores.tolist(), written, strict=True):
@@ -247,9 +248,12 @@ class LocalGenerator:
         ids, real = self._padded(rows)
         positions = shared.length + real.cumsum(-1).sub(1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
-        mask = _mask(real, torch.tensor([], dtype=torch.long), self.model.dtype)
+        # A model with windows makes its own masks, of where tokens are real; others get theirs made here, once.
+        plain = shared_prefix.is_enabled(self.model)
+        mask = _mask(real, torch.tensor([], dtype=torch.long), self.model.dtype) if plain else real.long()
         first = self._logits(ids, mask, positions, (shared, cache), 1)[:, -1].argmax(-1)
-        return _Read(shared, cache, mask[:, :, -1:], shared.length + real.sum(-1, keepdim=True), first)
+        seen = mask[:, :, -1:] if plain else mask
+        return _Read(shared, cache, seen, shared.length + real.sum(-1, keepdim=True), first)
 
     @torch.inference_mode()
     def _go_on(self, read: _Read, max_new_tokens: int) -> list[list[int]]:
@@ -268,7 +272,7 @@ class LocalGenerator:
                 cache.batch_select_indices(kept)
                 mask, at, tokens = mask[kept], at[kept], tokens[kept]
                 live = [live[i] for i in going]
-            mask = pad(mask, (0, 1))  # each row sees its new token
+            mask = pad(mask, (0, 1), value=0 if mask.is_floating_point() else 1)  # each row sees its new token
             tokens = self._logits(tokens[:, None], mask, at, (read.shared, cache), 1)[:, -1].argmax(-1)
             at = at + 1
             for row, token in zip(live, tokens.tolist(), strict=True):
@@ -307,6 +311,21 @@ class LocalGenerator:
             shared, cache, mask[:, :, width - 1 : width, :width], at, logp[:, 0].argmax(-1)
         )
 
+    @torch.inference_mode()
+    def _score_each_ending(
+        self, rows: Sequence[Sequence[int]], shared: _Shared, endings: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, _Read]:
+        """The same for models that make their own masks: each ending in a pass of its own."""
+        totals = []
+        for ending in endings:
+            ids, real = self._padded([[*row, *ending[:-1]] for row in rows])
+            positions = real.cumsum(-1).sub(1).clamp(min=0)
+            cache = DynamicCache(config=self.model.config)
+            logits = self._logits(ids, real.long(), positions, (shared, cache), len(ending)).float()
+            wanted = torch.tensor([list(ending)], device=ids.device).expand(len(rows), -1)
+            totals.append(torch.log_softmax(logits, -1).gather(-1, wanted[..., None]).sum((-1, -2)))
+        return torch.stack(totals, 1), self._read(rows, shared)
+
 
 @dataclass(frozen=True)
 class _Shared:
@@ -320,8 +339,8 @@ class _Shared:
 class _Read:
     """A batch that the model has read.
 
-    `mask` (rows, 1, 1, width) is what a row's next token sees of it, `at` (rows, 1) that token's position, and `first`
-    (rows) the likeliest such token.
+    `mask` is what a row's next token sees of it: (rows, 1, 1, width) and additive, or (rows, width) for a model that
+    makes its own masks. `at` (rows, 1) is that token's position, and `first` (rows) the likeliest such token.
     """
 
     shared: _Shared
