@@ -125,7 +125,8 @@ def _pictures(data: ReportData) -> dict[str, dict[str, Markup]]:
 
 
 def code(text: str) -> Markup:
-    """Escaped text in which `...` becomes a code element."""
+    """Escaped text in which `...` becomes a code element, and no line ends between a number and its %."""
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
     pieces = text.split("`")
     if len(pieces) % 2 == 0:  # a backtick without its pair is a character like any other
         return escape(text)
