@@ -115,7 +115,7 @@ def describe(
         "questions_paid_off": prices.questions,
         "freshness": _freshness(session, arms),
         "race": {"asked": asked, "in_full": in_full, "error": session.project.evaluate.racing_error},
-        "settings": _settings(session.project) | _settings_of_others(session.project, arms),
+        "settings": _settings(session.project) | _calibrated(choices) | _settings_of_others(session.project, arms),
         "provenance": _provenance(session, arms, seconds),
     }
 
@@ -163,6 +163,12 @@ def _settings(project: ProjectConfig) -> dict[str, str]:
         "price per 1,000 trained tokens": f"{prices.training:g} {prices.currency}, over {prices.questions:,} questions",
         "seed": str(config.seed),
     }
+
+
+def _calibrated(choices: Mapping[str, Choices]) -> dict[str, str]:
+    """Which arms pick labels with a prior, where any does."""
+    taken = [f"{', '.join(choice.priors)} on {task}" for task, choice in choices.items() if choice.priors]
+    return {"labels calibrated": "; ".join(taken)} if taken else {}
 
 
 def _settings_of_others(project: ProjectConfig, arms: Sequence[Arm]) -> dict[str, str]:
