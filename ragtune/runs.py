@@ -9,6 +9,7 @@ from typing import Any
 from ragtune import store
 from ragtune.assistant import ARMS, choice_key, get_arm, prompting_name
 from ragtune.errors import ConfigError
+from ragtune.evaluator.constant import constant_answer, constant_sentence
 from ragtune.evaluator.decide import Prices, decide
 from ragtune.measure import AnswerLog, Bench, Choices, Report, ask_all, build_assistant, choose_on_dev, dev_sample
 from ragtune.probes import probe_forgetting, probe_knowledge
@@ -154,8 +155,12 @@ def decide_all(session: Session, arms: Sequence[Arm], contests: Sequence[Contest
     )
     config = project.evaluate
     by_name = {arm.name: arm for arm in arms}
-    return [
-        decide(
+    tasks = {task.name: task for task in session.tasks}
+    verdicts = []
+    for contest in contests:
+        if not contest.asked:
+            continue
+        verdict = decide(
             contest.task,
             rows_of([contest]),
             by_name,
@@ -166,6 +171,7 @@ def decide_all(session: Session, arms: Sequence[Arm], contests: Sequence[Contest
             dropped=contest.dropped if config.racing_error else None,
             racing_alpha=config.racing_error,
         )
-        for contest in contests
-        if contest.asked
-    ]
+        floor = constant_answer(tasks[contest.task].split("train"), contest.questions[: contest.asked])
+        warning = constant_sentence(verdict, *floor)
+        verdicts.append(replace(verdict, reason=f"{verdict.reason} {warning}".strip()))
+    return verdicts
