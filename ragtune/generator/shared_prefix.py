@@ -25,9 +25,11 @@ States = Sequence[tuple[torch.Tensor, torch.Tensor]]
 def enable(model: Any) -> None:
     """Let a model be called with `shared_prefix=States`, where its attention is of the plain kind.
 
-    Sliding windows, attention sinks and kernels of a model's own are left as they are: `is_enabled` says so.
+    Sliding windows, sinks, values of another size than keys and a model's own kernels are left as they are: `is_enabled`
+    says so.
     """
     plain = model.config._attn_implementation == "sdpa" and type(model)._supports_attention_backend
+    plain = plain and not hasattr(model.config, "v_head_dim")
     layers = DynamicCache(config=model.config).layers
     if plain and layers and all(type(layer) is DynamicLayer for layer in layers):
         model.set_attn_implementation(_NAME)
