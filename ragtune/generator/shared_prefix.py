@@ -25,8 +25,8 @@ States = Sequence[tuple[torch.Tensor, torch.Tensor]]
 def enable(model: Any) -> None:
     """Let a model be called with `shared_prefix=States`, where its attention is of the plain kind.
 
-    Sliding windows, sinks, values of another size than keys and a model's own kernels are left as they are: `is_enabled`
-    says so.
+    Sliding windows, sinks, values of another size than keys and a model's own kernels are left as they are, as
+    `is_enabled` says.
     """
     plain = model.config._attn_implementation == "sdpa" and type(model)._supports_attention_backend
     plain = plain and not hasattr(model.config, "v_head_dim")
