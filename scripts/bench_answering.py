@@ -47,6 +47,7 @@ from ragtune.evaluator.score import score_answer
 from ragtune.generator import shared_prefix
 from ragtune.generator.generate import LocalGenerator, load_tokenizer, load_weights
 from ragtune.generator.machine import device
+from ragtune.generator.quiet import calm_libraries
 from ragtune.measure import sample
 from ragtune.session import Session
 from ragtune.types import Hit, Message, Question, Reply
@@ -99,7 +100,8 @@ class Plain:
         """Load the model as its documentation says."""
         tokenizer = load_tokenizer(folder)
         tokenizer.padding_side = "left"
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        with calm_libraries():
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         return cls(model.to(device()).eval(), tokenizer)
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:

@@ -140,8 +140,9 @@ class LocalGenerator:
         shared, own = self._split(encoded)
         for batch in _batches([len(ids) + longest * len(labels) for ids in own]):
             started = time.perf_counter()
-            score = self._score_endings if shared_prefix.is_enabled(self.model) else self._score_each_ending
-            scores, read = score([own[i] for i in batch], shared, endings)
+            rows = [own[i] for i in batch]
+            read = self._read(rows, shared)
+            scores = self._score_endings(read, endings) if self._plain else self._score_each_ending(rows, endings)
             seconds = (time.perf_counter() - started) / len(batch)
             written = self._go_on(read, max_new_tokens)
             for i, row, ids in zip(batch, scores.tolist(), written, strict=True):
@@ -211,11 +212,7 @@ class LocalGenerator:
         """The beginning that all prompts share, read once where it is worth it, and what follows it in each."""
         length = _common_prefix(encoded)
         total = sum(map(len, encoded))
-        if (
-            len(encoded) < 2
-            or length * len(encoded) < _WORTH_SHARING * total
-            or not shared_prefix.is_enabled(self.model)
-        ):
+        if len(encoded) < 2 or length * len(encoded) < _WORTH_SHARING * total or not self._plain:
             return _Shared(0, None), list(encoded)
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([list(encoded[0][:length])], device=self.model.device)
@@ -223,42 +220,57 @@ class LocalGenerator:
         states = [(layer.keys, layer.values) for layer in cache.layers]
         return _Shared(length, states), [ids[length:] for ids in encoded]
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and where they are real, (rows, width), padded on the left."""
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        real = torch.zeros((len(rows), width), dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(list(row), dtype=torch.long)
-            real[i, width - len(row) :] = True
-        return ids.to(self.model.device), real.to(self.model.device)
+    @property
+    def _plain(self) -> bool:
+        """True for a model whose keys all see the whole past; one with windows makes its own masks."""
+        return shared_prefix.is_enabled(self.model)
 
     def _logits(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, batch: tuple[_Shared, Any], keep: int
+        self, ids: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor, batch: tuple[_Shared, Any], keep: Any
     ) -> torch.Tensor:
-        """Logits of each row's last `keep` tokens, (rows, keep, vocabulary); the batch's cache grows by `ids`."""
+        """Logits of each row's last `keep` tokens, or of those at these places; the batch's cache grows by `ids`."""
         shared, cache = batch
         common = {} if shared.states is None else {"shared_prefix": shared.states}
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": at, "past_key_values": cache}
         return self.model(**inputs, **common, use_cache=True, logits_to_keep=keep).logits  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def _read(self, rows: Sequence[Sequence[int]], shared: _Shared) -> _Read:
-        """Feed a batch of prompts' ends."""
-        ids, real = self._padded(rows)
-        positions = shared.length + real.cumsum(-1).sub(1).clamp(min=0)
+        """Feed a batch of prompts' ends.
+
+        They are padded behind, where what is real does not look, so that no mask is needed.
+        """
+        if not self._plain:
+            return self._read_masked(rows)
+        device, width = self.model.device, max(map(len, rows))
+        ids = torch.tensor([[*row, *[self.tokenizer.pad_token_id] * (width - len(row))] for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        places = torch.arange(width, device=device)
         cache = DynamicCache(config=self.model.config)
-        # A model with windows makes its own masks, of where tokens are real; others get theirs made here, once.
-        plain = shared_prefix.is_enabled(self.model)
-        mask = _mask(real, torch.tensor([], dtype=torch.long), self.model.dtype) if plain else real.long()
-        first = self._logits(ids, mask, positions, (shared, cache), 1)[:, -1].argmax(-1)
-        seen = mask[:, :, -1:] if plain else mask
-        return _Read(shared, cache, seen, shared.length + real.sum(-1, keepdim=True), first)
+        ends, which = torch.unique(lengths - 1, return_inverse=True)
+        logits = self._logits(ids, None, (shared.length + places).expand(len(rows), -1), (shared, cache), ends)
+        seen = _additive(places < lengths[:, None], self.model.dtype)
+        at = shared.length + lengths[:, None]
+        return _Read(shared, cache, seen[:, None, None], at, logits[torch.arange(len(rows)), which])
+
+    def _read_masked(self, rows: Sequence[Sequence[int]]) -> _Read:
+        """The same for models that make their own masks of where tokens are real, padded before."""
+        ids, real = self._padded(rows)
+        cache, shared = DynamicCache(config=self.model.config), _Shared(0, None)
+        logits = self._logits(ids, real, _positions(real), (shared, cache), 1)[:, -1]
+        return _Read(shared, cache, real, real.sum(-1, keepdim=True), logits)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and 1 where they are real, (rows, width), padded before."""
+        width = max(map(len, rows))
+        ids = [[*[self.tokenizer.pad_token_id] * (width - len(row)), *row] for row in rows]
+        real = [[*[0] * (width - len(row)), *[1] * len(row)] for row in rows]
+        return torch.tensor(ids, device=self.model.device), torch.tensor(real, device=self.model.device)
 
     @torch.inference_mode()
     def _go_on(self, read: _Read, max_new_tokens: int) -> list[list[int]]:
         """Greedy answers to rows that were read, end of turn included; rows that have ended leave the batch."""
-        cache, mask, at, tokens = read.cache, read.mask, read.at, read.first
+        cache, mask, at, tokens = read.cache, read.mask, read.at, read.logits.argmax(-1)
         make_room(cache, max_new_tokens)
         answers = [[token] for token in tokens.tolist()]
         live = list(range(len(answers)))
@@ -281,50 +293,40 @@ class LocalGenerator:
         return answers
 
     @torch.inference_mode()
-    def _score_endings(
-        self, rows: Sequence[Sequence[int]], shared: _Shared, endings: Sequence[Sequence[int]]
-    ) -> tuple[torch.Tensor, _Read]:
-        """Log-probability (nats) of each ending after each row, (rows, endings), and the rows as read, in one pass.
+    def _score_endings(self, read: _Read, endings: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Log-probability (nats) of each ending after each row, (rows, endings), in one pass.
 
         The endings stand side by side behind each row; the attention mask lets an ending see the row and itself only.
+        The cache is left as it was.
         """
-        ids, real = self._padded(rows)
-        device = ids.device
-        branch = torch.tensor([i for i, ending in enumerate(endings) for _ in ending[:-1]], dtype=torch.long)
+        device, n = read.at.device, len(read.at)
+        branch = torch.tensor([i for i, ending in enumerate(endings) for _ in ending[:-1]], device=device)
         depth = torch.tensor([d for ending in endings for d in range(len(ending) - 1)], device=device)
-        fed = torch.tensor([token for ending in endings for token in ending[:-1]], device=device, dtype=torch.long)
-        at = shared.length + real.sum(-1, keepdim=True)
-        positions = torch.cat([shared.length + real.cumsum(-1).sub(1).clamp(min=0), at + depth.long()], 1)
-        cache = DynamicCache(config=self.model.config)
-        mask = _mask(real, branch, self.model.dtype)
-        both = torch.cat([ids, fed.expand(len(rows), -1)], 1)
-        logp = torch.log_softmax(self._logits(both, mask, positions, (shared, cache), len(fed) + 1).float(), -1)
+        fed = torch.tensor([token for ending in endings for token in ending[:-1]], device=device)
+        own = _additive(((branch[:, None] == branch) & (depth[:, None] >= depth)), self.model.dtype)
+        mask = torch.cat([read.mask.expand(-1, -1, len(fed), -1), own.expand(n, 1, -1, -1)], -1)
+        logits = self._logits(fed.expand(n, -1), mask, read.at + depth, (read.shared, read.cache), len(fed))
+        read.cache.crop(-len(fed))
+        logp = torch.log_softmax(torch.cat([read.logits[:, None], logits], 1).float(), -1)
         totals, start = [], 1
         for ending in endings:
             # An ending's first token is predicted by the row's last one, the others by the token before them.
             steps = torch.tensor([0, *range(start, start + len(ending) - 1)])
             totals.append(logp[:, steps, torch.tensor(list(ending))].sum(-1))
             start += len(ending) - 1
-        cache.crop(-len(fed))
-        width = ids.shape[1]
-        return torch.stack(totals, 1), _Read(
-            shared, cache, mask[:, :, width - 1 : width, :width], at, logp[:, 0].argmax(-1)
-        )
+        return torch.stack(totals, 1)
 
     @torch.inference_mode()
-    def _score_each_ending(
-        self, rows: Sequence[Sequence[int]], shared: _Shared, endings: Sequence[Sequence[int]]
-    ) -> tuple[torch.Tensor, _Read]:
+    def _score_each_ending(self, rows: Sequence[Sequence[int]], endings: Sequence[Sequence[int]]) -> torch.Tensor:
         """The same for models that make their own masks: each ending in a pass of its own."""
         totals = []
         for ending in endings:
             ids, real = self._padded([[*row, *ending[:-1]] for row in rows])
-            positions = real.cumsum(-1).sub(1).clamp(min=0)
-            cache = DynamicCache(config=self.model.config)
-            logits = self._logits(ids, real.long(), positions, (shared, cache), len(ending)).float()
+            batch = (_Shared(0, None), DynamicCache(config=self.model.config))
+            logits = self._logits(ids, real, _positions(real), batch, len(ending)).float()
             wanted = torch.tensor([list(ending)], device=ids.device).expand(len(rows), -1)
             totals.append(torch.log_softmax(logits, -1).gather(-1, wanted[..., None]).sum((-1, -2)))
-        return torch.stack(totals, 1), self._read(rows, shared)
+        return torch.stack(totals, 1)
 
 
 @dataclass(frozen=True)
@@ -340,29 +342,24 @@ class _Read:
     """A batch that the model has read.
 
     `mask` is what a row's next token sees of it: (rows, 1, 1, width) and additive, or (rows, width) for a model that
-    makes its own masks. `at` (rows, 1) is that token's position, and `first` (rows) the likeliest such token.
+    makes its own masks. `at` (rows, 1) is that token's position, `logits` (rows, vocabulary) are what it is drawn from.
     """
 
     shared: _Shared
     cache: Any
     mask: torch.Tensor
     at: torch.Tensor
-    first: torch.Tensor
+    logits: torch.Tensor
 
 
-def _mask(real: torch.Tensor, branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask (rows, 1, queries, keys): causal over the rows, then each branch sees its row and itself."""
-    width, tail = real.shape[1], len(branch)
-    row = torch.ones(width, width, dtype=torch.bool).tril()
-    own = (branch[:, None] == branch[None, :]) & torch.ones(tail, tail, dtype=torch.bool).tril()
-    allowed = torch.zeros(len(real), width + tail, width + tail, dtype=torch.bool)
-    allowed[:, :width, :width] = row & real.cpu()[:, None, :]
-    allowed[:, width:, :width] = real.cpu()[:, None, :]
-    allowed[:, width:, width:] = own
-    # Padding must see something, or its softmax is no number; nothing real looks at padding.
-    allowed |= torch.eye(width + tail, dtype=torch.bool)
-    blocked = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-    return blocked[:, None].to(real.device)
+def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where attention is allowed, else the lowest number, which unlike minus infinity never gives a NaN."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _positions(real: torch.Tensor) -> torch.Tensor:
+    """The position of each token in its own row; 0 for padding."""
+    return real.cumsum(-1).sub(1).clamp(min=0)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

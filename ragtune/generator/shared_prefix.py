@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
@@ -20,6 +20,9 @@ _NAME = "ragtune_shared_prefix"
 
 States = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of the beginning for each layer, each of shape (1, key heads, tokens, head size)."""
+
+Mask = torch.Tensor | Literal["causal", "none"]
+"""What a query may see: an additive mask, the keys up to its own place, or all keys."""
 
 
 def enable(model: Any) -> None:
@@ -50,24 +53,28 @@ def _attend(
     shared_prefix: States | None = None,
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function that transformers calls; `attention_mask` is additive and covers the rows' own keys."""
+    """The attention function that transformers calls.
+
+    `attention_mask` is additive and covers the rows' own keys; None means causal.
+    """
     if shared_prefix is None:
         attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **arguments)
         return attended, None
     rows, heads, tokens, size = query.shape
     key_heads = key.shape[1]
     groups = heads // key_heads
+    mask: Mask = attention_mask if attention_mask is not None else "causal" if tokens > 1 else "none"
     # Query heads that share a key head are further queries to it; a mask of several tokens would have to be repeated.
     folded = query.reshape(rows, key_heads, groups * tokens, size)
     if tokens == 1:
-        own, own_sum = _partial(folded, key, value, attention_mask, scaling)
+        own, own_sum = _partial(folded, key, value, mask, scaling)
     else:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        own, own_sum = _partial(query, key, value, attention_mask, scaling)
+        own, own_sum = _partial(query, key, value, mask, scaling)
     # To the shared keys, all rows are queries of one row.
     shared_key, shared_value = shared_prefix[module.layer_idx]
     lined_up = folded.transpose(0, 1).reshape(1, key_heads, -1, size)
-    common, common_sum = _partial(lined_up, shared_key, shared_value, None, scaling)
+    common, common_sum = _partial(lined_up, shared_key, shared_value, "none", scaling)
     common = common.reshape(key_heads, rows, -1, size).transpose(0, 1).reshape(own.shape)
     common_sum = common_sum.reshape(key_heads, rows, -1).transpose(0, 1).reshape(own_sum.shape)
     share = torch.sigmoid(common_sum - own_sum).unsqueeze(-1).to(own.dtype)
@@ -76,22 +83,26 @@ def _attend(
 
 
 def _partial(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Mask, scaling: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to these keys alone, and the logarithm of the sum of its softmax weights, (rows, heads, queries)."""
     if query.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        attended, log_sum = flash(query, key, value, 0.0, False, attn_mask=mask, scale=scaling)
+        additive = mask if isinstance(mask, torch.Tensor) else None
+        attended, log_sum = flash(query, key, value, 0.0, mask == "causal", attn_mask=additive, scale=scaling)
         return attended, log_sum
     return plain_partial(query, key, value, mask, scaling)
 
 
 def plain_partial(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Mask, scaling: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`_partial` in plain arithmetic, for devices whose kernels do not give the sum."""
     scores = (query @ key.transpose(-1, -2)).float() * (scaling or 1 / math.sqrt(query.shape[-1]))
-    if mask is not None:
+    if mask == "causal":
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    elif isinstance(mask, torch.Tensor):
         scores = scores + mask
     return (scores.softmax(-1).to(value.dtype) @ value), scores.logsumexp(-1)
 

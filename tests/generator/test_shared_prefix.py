@@ -49,11 +49,11 @@ def test_two_parts_joined_are_attention_to_all_keys(tokens: int, own: int, scali
     torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_processors_kernel_gives_what_plain_arithmetic_gives(masked: bool) -> None:
+@pytest.mark.parametrize("mask", [mask_of(7, 7), "causal", "none"], ids=["mask", "causal", "none"])
+def test_the_processors_kernel_gives_what_plain_arithmetic_gives(mask: shared_prefix.Mask) -> None:
     torch.manual_seed(1)
     query, key, value = torch.randn(3, ROWS, HEADS, 7, SIZE)
-    arguments = (query, key, value, mask_of(7, 7) if masked else None, 0.25)
+    arguments = (query, key, value, mask, 0.25)
     for a, b in zip(shared_prefix._partial(*arguments), shared_prefix.plain_partial(*arguments), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
