@@ -313,8 +313,8 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
         difference = f"{figures['score_difference_bf16']:+.3f}"
         yield f"- In bf16: {figures['agreement_bf16']:.1%} the same answers, mean score {difference} (ragtune - plain)."
     if peer := figures["openvino"]:
-        yield f"- OpenVINO GenAI {peer['version'].partition('-')[0]}: {peer['seconds']:.1f} s,"
-        yield f"  {figures['speedup_vs_openvino']:.1f} times ragtune's; {peer['agreement']:.1%} the same answers,"
+        yield f"- OpenVINO GenAI {peer['version'].partition('-')[0]}: {peer['seconds']:.1f} s, for which ragtune takes"
+        yield f"  {1 / figures['speedup_vs_openvino']:.1f} times as long; {peer['agreement']:.1%} the same answers,"
         yield f"  mean score {peer['score_difference']:+.3f} (ragtune - OpenVINO)."
     machine = f"{figures['threads']} threads, {figures['dtype']}"
     yield f"- With {machine}, torch {figures['torch']}, transformers {figures['transformers']}."
