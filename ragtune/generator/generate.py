@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StoppingCriteriaList, TextIteratorStreamer
-from transformers.cache_utils import DynamicLayer
 
 from ragtune import store
 from ragtune.errors import ModelError
@@ -25,6 +24,7 @@ from ragtune.generator import shared_prefix
 from ragtune.generator.machine import best_dtype, device, keep_freed_memory
 from ragtune.generator.methods import attach_adapter
 from ragtune.generator.quiet import calm_libraries
+from ragtune.generator.roomy_cache import make_room
 from ragtune.types import Message, Reply
 
 _BATCH_TOKENS = 12_000
@@ -379,35 +379,3 @@ def _common_prefix(encoded: Sequence[Sequence[int]]) -> int:
     low, high = min(map(list, encoded)), max(map(list, encoded))
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return min(length, min(map(len, encoded)) - 1)
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values with room behind them. transformers' own layer copies them all for each new token."""
-
-    def __init__(self, layer: DynamicLayer, room: int) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.keys.device, True
-        self.length = layer.keys.shape[-2]
-        self._buffers = [pad(states, (0, 0, 0, room)) for states in (layer.keys, layer.values)]
-        self._show()
-
-    def _show(self) -> None:
-        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self._buffers)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start : self.length] = states
-        self._show()
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._buffers = [buffer[indices] for buffer in self._buffers]
-        self._show()
-
-
-def make_room(cache: Any, tokens: int) -> None:
-    """Give each layer of a filled cache room for so many more tokens; sliding windows and the like stay as they are."""
-    cache.layers = [_RoomyLayer(layer, tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]

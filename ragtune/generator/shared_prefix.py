@@ -1,7 +1,7 @@
 """Attention to a beginning that all rows of a batch share: its keys and values are kept once, not once a row.
 
 Each query attends to the shared keys and to its own row's keys apart; the two results are joined by the sums of their
-softmax weights, which gives the attention to all keys. Juravsky et al. 2024 (Hydragen), arXiv:2402.05099, section 3.1.
+softmax weights, which gives the attention to all keys. Juravsky et al. 2024 (Hydragen), arXiv:2402.05099.
 """
 
 from __future__ import annotations

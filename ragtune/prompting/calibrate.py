@@ -14,7 +14,7 @@ _LEAST = 1e-9  # keeps the logarithm of a label that no question makes likely fi
 def label_prior(scores: Sequence[LabelScores]) -> dict[str, float]:
     """Log of each label's mean probability over some questions, with the probabilities of a question adding up to 1.
 
-    Batch calibration: Zhou et al. 2024, arXiv:2309.17249, section 3.2. It needs questions, but not their answers. Few
+    Batch calibration: Zhou et al. 2024, arXiv:2309.17249. It needs questions, but not their answers. Few
     worked examples make a small model prefer a label, often the last one shown; its prior is this preference.
     """
     if not scores:

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from ragtune.config import EvaluateConfig
 from ragtune.errors import ConfigError, InputError
 from ragtune.evaluator.compare import Array
-from ragtune.evaluator.race import drop, settled
+from ragtune.evaluator.race import RACING_ALPHA, drop, settled
 
 NAN = math.nan
 BETS = [1 - ((i + 0.5) / 8) ** 2 for i in range(8)]
@@ -190,3 +191,7 @@ def test_wrong_inputs_say_what_is_wrong() -> None:
         drop(fine | {"a": np.full(20, 1.1)})
     with pytest.raises(InputError, match="3 cluster labels for 20 questions"):
         drop(fine, clusters=["x", "y", "z"])
+
+
+def test_an_evaluation_races_at_the_error_rate_that_the_simulation_measures() -> None:
+    assert EvaluateConfig().racing_error == RACING_ALPHA
