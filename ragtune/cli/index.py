@@ -19,7 +19,8 @@ from ragtune.config import load_config
 def command(config_path: Path, strict: bool, embedder: str | None, passage_tokens: int | None, as_json: bool) -> None:
     """Read, split and embed the project's documents into indexes/NAME.
 
-    Markdown, text, HTML, PDF and DOCX. A folder that is up to date is left as it is.
+    Markdown, text, reStructuredText, HTML, PDF, DOCX, PPTX, XLSX, CSV, EPUB, e-mail, Jupyter, JSON and source code. A
+    folder that is up to date is left as it is.
 
     \b
     Examples:
@@ -34,13 +35,17 @@ def command(config_path: Path, strict: bool, embedder: str | None, passage_token
         result = pipeline.index(project, strict, watch)
     for skipped in result.skipped:
         warn(f"skipped {skipped.path}: {skipped.reason}")
+    for partly in result.warnings:
+        warn(f"{partly.path}: {partly.reason}")
     if as_json:
         print_json(
             {
                 "index": str(result.folder),
                 "documents": result.documents,
                 "passages": result.passages,
+                "formats": dict(result.formats),
                 "skipped": [{"path": s.path, "reason": s.reason} for s in result.skipped],
+                "warnings": [{"path": w.path, "warning": w.reason} for w in result.warnings],
                 "reused": result.reused,
             }
         )

@@ -3,26 +3,38 @@
 result = load_documents(Path("documents"), exclude=["drafts"])
 for file in result.skipped:
     print(file.path, file.reason)
+
+for document in stream_documents(Path("documents")):   # one after the other, in bounded memory
+    ...
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ragtune.corpus.markdown import first_heading
-from ragtune.corpus.readers import READERS, clean
+from ragtune.corpus.readers import PLAIN, READERS, Parsed, tidy
+from ragtune.corpus.sandbox import Limits, Sandbox
 from ragtune.errors import InputError
 from ragtune.store import sha256_of_text
 from ragtune.types import Document
 
-_MAX_LINE = 1_000_000
 _HARMLESS = ("unknown type", "symlink to ")
 """Beginnings of reasons that `strict` lets pass: nothing is lost, or it was never meant to be read."""
+
+_WINDOW = 32
+"""Files a processor that are held at a time."""
+
+_LARGE = 1_000_000
+"""Bytes from which on plain text, too, is read in a sandbox."""
+
+_DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,22 @@ class LoadResult:
     documents: tuple[Document, ...]
     skipped: tuple[Skipped, ...]
 
+    @property
+    def formats(self) -> Mapping[str, int]:
+        """How many documents there are of each suffix (in small letters), the most frequent first."""
+        return dict(Counter(PurePosixPath(d.id).suffix.lower() for d in self.documents).most_common())
+
+    @property
+    def summary(self) -> str:
+        """What was read and how much was not, in one line."""
+        read = ", ".join(f"{count} {suffix}" for suffix, count in self.formats.items())
+        return read + (f"; left out {len(self.skipped)}" if self.skipped else "")
+
+    @property
+    def warnings(self) -> tuple[Skipped, ...]:
+        """Documents of which a part could not be read, and which part that is."""
+        return tuple(Skipped(d.id, d.metadata["warning"]) for d in self.documents if "warning" in d.metadata)
+
 
 def load_documents(
     root: Path,
@@ -47,7 +75,7 @@ def load_documents(
     strict: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    max_bytes: int = 20_000_000,
+    limits: Limits = _DEFAULT_LIMITS,
 ) -> LoadResult:
     """Read every file below `root` that a reader knows; a document's id is its path below `root`.
 
@@ -58,31 +86,58 @@ def load_documents(
     Raises: InputError when `root` is no folder, when nothing can be loaded, or, if `strict`, when any file of a known
     type is skipped.
     """
-    if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise InputError(f"{root} {found}; expected a folder of documents")
     documents: list[Document] = []
     skipped: list[Skipped] = []
-    for name, problem in sorted(_find(root)):
-        if (include and not _matches(name, include)) or _matches(name, exclude):
-            continue
-        try:
-            if problem:
-                raise InputError(problem)
-            documents.append(_read(root, name, max_bytes))
-        except InputError as refusal:
-            skipped.append(Skipped(name, str(refusal)))
-        except Exception as error:
-            # The border to the parsers: a hostile or damaged file can make them raise anything, and one bad file must
-            # not lose the others. Nothing is hidden: the file and the error stand in the result.
-            message = " ".join(str(error).split())[:200]
-            skipped.append(Skipped(name, f"cannot be read ({type(error).__name__}: {message})"))
+    for found in stream_documents(root, include=include, exclude=exclude, limits=limits):
+        (documents if isinstance(found, Document) else skipped).append(found)  # type: ignore[arg-type]
     serious = [file for file in skipped if not file.reason.startswith(_HARMLESS)]
     if strict and serious:
         raise InputError(f"{root}: {_summary(serious)}; mend or exclude them, or load without strict")
     if not documents:
         raise InputError(f"{root} holds no document that can be loaded ({_summary(skipped)}); expected {_types()}")
     return LoadResult(tuple(documents), tuple(skipped))
+
+
+def stream_documents(
+    root: Path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), limits: Limits = _DEFAULT_LIMITS
+) -> Iterator[Document | Skipped]:
+    """What `load_documents` gives, file by file in the order of their paths, read on all processors.
+
+    At most a few dozen files a processor are held at a time, however many there are.
+
+    Raises: InputError when `root` is no folder.
+    """
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+        raise InputError(f"{root} {found}; expected a folder of documents")
+    files = [file for file in sorted(_find(root)) if _is_wanted(file[0], include, exclude)]
+    threads = os.cpu_count() or 1
+    waiting: deque[Future[Document | Skipped]] = deque()
+    with ThreadPoolExecutor(threads) as pool, Sandbox(limits) as sandbox:
+        try:
+            for name, problem in files:
+                waiting.append(pool.submit(_load, root, name, problem, sandbox))
+                if len(waiting) >= _WINDOW * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(root: Path, name: str, problem: str, sandbox: Sandbox) -> Document | Skipped:
+    try:
+        if problem:
+            raise InputError(problem)
+        return _read(root, name, sandbox)
+    except InputError as refusal:
+        return Skipped(name, str(refusal))
+    except OSError as error:
+        return Skipped(name, f"cannot be read ({error.strerror})")
+
+
+def _is_wanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    return (not include or _matches(name, include)) and not _matches(name, exclude)
 
 
 def _find(root: Path) -> Iterator[tuple[str, str]]:
@@ -125,25 +180,29 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(candidate, pattern.rstrip("/")) for pattern in patterns for candidate in candidates)
 
 
-def _read(root: Path, name: str, max_bytes: int) -> Document:
+def _read(root: Path, name: str, sandbox: Sandbox) -> Document:
     path = root / name
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise InputError(f"unknown type {suffix or '(no suffix)'}")
-    size = path.stat().st_size
+    size, limit = path.stat().st_size, sandbox.limits.max_bytes
     if size == 0:
         raise InputError("empty")
-    if size > max_bytes:
-        raise InputError(f"{size} bytes, more than the limit of {max_bytes}")
-    parsed = READERS[suffix](path.read_bytes())
-    text = clean(parsed.text)
-    if not text.strip():
-        raise InputError("empty (nothing but whitespace)")
-    longest = max(map(len, text.split("\n")))
-    if longest > _MAX_LINE:
-        raise InputError(f"a line of {longest} characters, more than the limit of {_MAX_LINE}")
-    title = first_heading(text) or clean(parsed.title) or path.stem
-    return Document(name, text, title, sha256_of_text(title, text), parsed.metadata)
+    if size > limit:
+        raise InputError(f"{size} bytes, more than the limit of {limit}")
+    parsed = (suffix in PLAIN and size < _LARGE and _read_plain(path)) or sandbox.read(path)
+    title = first_heading(parsed.text) or parsed.title or path.stem
+    return Document(name, parsed.text, title, sha256_of_text(title, parsed.text), parsed.metadata)
+
+
+def _read_plain(path: Path) -> Parsed | None:
+    """A small file in UTF-8, which needs no parser; None for any other."""
+    data = path.read_bytes()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return tidy(READERS[path.suffix.lower()](data))
 
 
 def _summary(files: Sequence[Skipped]) -> str:

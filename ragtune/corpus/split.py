@@ -29,6 +29,10 @@ _SENTENCE_END = re.compile(
     r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+\s++(?![a-z])|(?<![。！？｡।॥؟۔])[。！？｡।॥؟۔]++[」』”’）]*+\s*+"
 )
 _LINE_END = re.compile(r"\n")
+_UNIT_END = re.compile(r"\n[ \t]*\n(?=\S)")
+"""In code: an empty line before one that is not indented, as between functions."""
+
+_MAX_HEADER = 200
 _WORD_END = re.compile(r"\s+")
 
 
@@ -75,6 +79,7 @@ def split_document(
     `overlap_tokens`: up to that many tokens of whole sentences are repeated from the passage before, inside a section.
     Passages are stripped of outer whitespace. `headings` begins with the document's title where no level-1 heading
     stands above; where tiny sections share a passage it is the part of the path that they have in common.
+    A passage that begins inside a table has the first row of the table as its last heading.
 
     Raises: InputError when the limits make no sense, or when one character alone has more than `max_tokens` tokens.
     """
@@ -91,7 +96,8 @@ def split_document(
         try:
             for start, end in _spans(section.blocks, ruler, max_tokens, overlap_tokens):
                 name = f"{document.id}#{start}-{end}"
-                passages.append(Passage(name, document.id, text[start:end], start, end, section.path))
+                headings = (*section.path, *_table_header(section, start, text))
+                passages.append(Passage(name, document.id, text[start:end], start, end, headings))
         except InputError as error:
             raise InputError(f"{document.id}: {error}") from None
     return passages
@@ -116,6 +122,16 @@ def _titles(path: list[tuple[int, str]], document_title: str) -> tuple[str, ...]
     if (path and path[0][0] == 1) or titles[:1] == (document_title,) or not document_title:
         return titles
     return (document_title, *titles)
+
+
+def _table_header(section: _Section, start: int, text: str) -> tuple[str, ...]:
+    """The first row of the table that a passage begins inside of: without it cells do not say what they are."""
+    block = section.blocks[bisect_right(section.blocks, start, key=lambda block: block.start) - 1]
+    if block.kind != "table" or start == block.start:
+        return ()
+    end = text.find("\n", block.start, block.end)
+    header = text[block.start : end].strip("| \t")
+    return (header,) if block.start < end <= start and len(header) <= _MAX_HEADER else ()
 
 
 def _join_tiny(sections: Iterator[_Section], ruler: _Ruler, limit: int) -> list[_Section]:
@@ -198,7 +214,8 @@ def _only_headings(taken: list[Block]) -> bool:
 def _cut(piece: Block, ruler: _Ruler, to_words: bool) -> list[Block]:
     """The piece cut at the coarsest borders that it has; itself if it has none (`to_words`: keep words whole)."""
     start, end = piece.start, piece.end
-    for pattern in (*_borders(piece), _WORD_END):
+    units = (_UNIT_END,) if piece.kind == "code" else ()
+    for pattern in (*units, *_borders(piece), _WORD_END):
         borders = [match.end() for match in pattern.finditer(ruler.text, start, end)]
         if borders and borders[0] < end:
             return _between(piece, borders, ruler.text)

@@ -6,16 +6,19 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import docx
+import openpyxl
+import pptx
 import pytest
 from fpdf import FPDF
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import ragtune.corpus.load
 from ragtune.corpus.load import LoadResult, Skipped, load_documents
+from ragtune.corpus.sandbox import Limits, Sandbox
 from ragtune.errors import InputError
 
 
@@ -89,7 +92,7 @@ def test_useless_files_are_skipped_with_the_reason(tmp_path: Path) -> None:
         not__pdf_pdf=b"no pdf",
         nothing_html="<nav>x</nav>",
     )
-    result = load_documents(root, max_bytes=1000)
+    result = load_documents(root, limits=Limits(max_bytes=1000))
     assert ids(result) == ["good.md"]
     found = reasons(result)
     assert found["empty.txt"] == "empty"
@@ -97,7 +100,7 @@ def test_useless_files_are_skipped_with_the_reason(tmp_path: Path) -> None:
     assert found["binary.txt"] == "binary (it holds NUL bytes)"
     assert found["large.md"] == "1001 bytes, more than the limit of 1000"
     assert found["not/zip.docx"] == "cannot be read (BadZipFile: File is not a zip file)"
-    assert found["not/pdf.pdf"].startswith("cannot be read (Pdf")
+    assert found["not/pdf.pdf"].startswith("cannot be read (PdfiumError")
     assert found["nothing.html"].startswith("no text")
     assert len(found) == 7
 
@@ -107,20 +110,6 @@ def test_very_long_line(tmp_path: Path) -> None:
     result = load_documents(root)
     assert ids(result) == ["a.md"]
     assert reasons(result) == {"b.md": "a line of 1000001 characters, more than the limit of 1000000"}
-
-
-@pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError(), ValueError("two\nlines"), KeyError("k")])
-def test_whatever_a_parser_raises_costs_one_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def broken(data: bytes) -> None:
-        raise error
-
-    monkeypatch.setitem(ragtune.corpus.load.READERS, ".pdf", broken)
-    result = load_documents(fill(tmp_path, a_md="a", b_pdf="b"))
-    assert ids(result) == ["a.md"]
-    (skipped,) = result.skipped
-    assert type(error).__name__ in skipped.reason and "\n" not in skipped.reason
 
 
 def test_strict_names_the_files(tmp_path: Path) -> None:
@@ -226,33 +215,75 @@ def sample(suffix: str) -> bytes:
         page.set_font("Helvetica")
         page.cell(text="Some text.")
         buffer.write(page.output())
+    elif suffix == ".pptx":
+        deck = pptx.Presentation()
+        deck.slides.add_slide(deck.slide_layouts[0]).shapes.title.text = "Head"
+        deck.save(buffer)
+    elif suffix == ".xlsx":
+        book = openpyxl.Workbook()
+        book.worksheets[0].append(["a", 1, 2.5])
+        book.save(buffer)
     else:
         buffer.write(b"<h1>Head</h1><table><tr><td>a<td>b</table><ul><li>x<ul><li>y</ul></ul>&eacute;&#55296;")
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("suffix", [".html", ".pdf", ".docx", ".md"])
+SUFFIXES = (".html", ".pdf", ".docx", ".pptx", ".xlsx", ".csv", ".eml", ".rst", ".md")
+SAMPLES = {suffix: sample(suffix) for suffix in SUFFIXES}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(Limits()) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     edits=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)), max_size=8), cut=st.floats(0.2, 1.6)
 )
-def test_damaged_files_never_crash(tmp_path: Path, suffix: str, edits: list[tuple[float, bytes]], cut: float) -> None:
-    data = bytearray(sample(suffix))
+def test_damaged_files_never_crash(
+    sandbox: Sandbox, tmp_path: Path, suffix: str, edits: list[tuple[float, bytes]], cut: float
+) -> None:
+    data = bytearray(SAMPLES[suffix])
     for place, noise in edits:
         at = int(place * len(data))
         data[at : at + len(noise)] = noise
-    root = fill(tmp_path, good_md="good")
-    (root / f"bad{suffix}").write_bytes(data[: int(cut * len(data))])
-    result = load_documents(root)
-    assert len(result.documents) + len(result.skipped) == 2
-    for document in result.documents:
-        assert document.text.encode("utf-8") and "\r" not in document.text and "\0" not in document.text
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(data[: int(cut * len(data))])
+    try:
+        text = sandbox.read(path).text
+    except InputError as refusal:
+        assert str(refusal)
+    else:
+        assert text.encode("utf-8") and "\r" not in text and "\0" not in text
 
 
 def test_importing_loads_no_parser_and_no_torch() -> None:
-    modules = ["load", "readers", "split", "questions", "check", "markdown"]
-    heavy = ["torch", "transformers", "bs4", "lxml", "pypdf", "docx", "charset_normalizer", "numpy"]
+    modules = ["load", "readers", "sandbox", "split", "questions", "check", "markdown"]
+    heavy = ["torch", "transformers", "bs4", "lxml", "pypdfium2", "docx", "charset_normalizer", "numpy"]
+    heavy += ["pptx", "openpyxl", "docutils", "pydantic"]
     imports = "; ".join(f"import ragtune.corpus.{module}" for module in modules)
     code = f"import sys; {imports}; print(set({heavy}) & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
+
+
+def test_formats_and_warnings(tmp_path: Path) -> None:
+    letter = "Subject: Trip\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\nSee the list.\n"
+    letter += "--b\nContent-Disposition: attachment; filename=list.pdf\n\nx\n--b--\n"
+    result = load_documents(fill(tmp_path, a_md="a", b_MD="b", c_csv="x,y\n1,2\n", d_eml=letter, e_xyz="e"))
+    assert dict(result.formats) == {".md": 2, ".csv": 1, ".eml": 1}
+    assert next(iter(result.formats)) == ".md"
+    assert result.summary == "2 .md, 1 .csv, 1 .eml; left out 1"
+    assert result.warnings == (Skipped("d.eml", "attachments are not read: list.pdf; save them beside the message"),)
+
+
+def test_small_plain_text_and_the_sandbox_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill(tmp_path, a_md="\ufeff# A\r\nb", b_py="# c\n\n\nx = 1\n", c_txt="caf\xe9 and so on".encode("cp1252"))
+    here = load_documents(root)
+    monkeypatch.setattr("ragtune.corpus.load._LARGE", 0)
+    assert load_documents(root) == here
+    assert [d.text for d in here.documents] == ["# A\nb", "```python\n# c\n\n\nx = 1\n```", "café and so on"]
+    assert [d.title for d in here.documents] == ["A", "b", "c"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,10 @@ from docx.oxml.ns import nsdecls
 from fpdf import FPDF
 from pypdf import PdfReader, PdfWriter
 
-from ragtune.corpus.readers import READERS, clean, read_docx, read_html, read_pdf, read_text
+from ragtune.corpus.readers import clean, read_text
+from ragtune.corpus.readers.html import read_html
+from ragtune.corpus.readers.pdf import read_pdf
+from ragtune.corpus.readers.word import read_docx
 from ragtune.errors import InputError
 
 
@@ -194,22 +196,12 @@ def test_pdf_without_text_layer() -> None:
 
 
 def test_pdf_that_needs_a_password() -> None:
-    with pytest.raises(InputError, match=r"^encrypted$"):
+    with pytest.raises(InputError, match="encrypted; save a copy"):
         read_pdf(encrypted(pdf("secret"), "password"))
 
 
 def test_pdf_that_opens_without_a_password() -> None:
     assert read_pdf(encrypted(pdf("Public report."), "")).text == "Public report."
-
-
-def test_pdf_warnings_stay_quiet(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("pypdf")
-    data = pdf("A page.").replace(b"startxref\n", b"startxref\n9")
-    PdfReader(io.BytesIO(data))
-    assert caplog.records, "the file must be one that pypdf warns about"
-    caplog.clear()
-    assert read_pdf(data).text == "A page."
-    assert not caplog.records and logger.level == logging.NOTSET
 
 
 # --- DOCX ---
@@ -308,7 +300,3 @@ def test_docx_reads_no_file_through_an_entity(tmp_path: Path) -> None:
                 data = data.replace(b"?>", b"?>" + doctype, 1).replace(b"MARK", b"MARK&x;")
             new.writestr(name, data)
     assert "SECRET" not in read_docx(buffer.getvalue()).text
-
-
-def test_every_promised_type_has_a_reader() -> None:
-    assert set(READERS) == {".md", ".markdown", ".txt", ".text", ".rst", ".html", ".htm", ".pdf", ".docx"}

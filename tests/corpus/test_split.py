@@ -6,14 +6,18 @@ import itertools
 import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ragtune.corpus.split import split_document
 from ragtune.errors import InputError
 from ragtune.types import Document, Passage
+
+if TYPE_CHECKING:
+    from ragtune.retriever.embed import SentenceEmbedder
 
 
 def words(text: str) -> list[tuple[int, int]]:
@@ -253,3 +257,53 @@ def test_long_texts_take_linear_time(unit: str) -> None:
     started = time.perf_counter()
     split_document(document(unit * (100_000 // len(unit))), words_and_marks, 200, 20)
     assert time.perf_counter() - started < 3
+
+
+def test_a_cut_table_keeps_its_header_in_the_headings_alone() -> None:
+    rows = "\n".join(f"R{i} | {5 * i}" for i in range(6))
+    passages = split_document(document(f"# Fares\n\nRoute | Fee\n{rows}"), words, 9)
+    assert passages[0].headings == ("Fares",) and passages[0].text == "# Fares\n\nRoute | Fee\nR0 | 0"
+    assert {passage.headings for passage in passages[1:]} == {("Fares", "Route | Fee")}
+    assert all("Route" not in passage.text for passage in passages[1:])
+
+
+def test_no_header_from_a_table_that_ended_or_whose_first_row_is_long() -> None:
+    text = "a | b\nc | d\n\nOne two three four five six."
+    assert [p.headings for p in split_document(document(text), words, 6)] == [("Doc",), ("Doc",)]
+    long = "x" * 201 + " | b\n" + "c | d\n" * 4
+    assert {p.headings for p in split_document(document(long), words, 6)} == {("Doc",)}
+
+
+def test_code_is_cut_between_functions_where_it_can_be() -> None:
+    text = "```python\nimport x\n\n\ndef f():\n    one\n\n    two\n\n\ndef g():\n    three\n```"
+    assert texts(split_document(document(text), words, 6)) == [
+        "```python\nimport x",
+        "def f():\n    one\n\n    two",
+        "def g():\n    three\n```",
+    ]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> SentenceEmbedder:
+    from ragtune.generator import models
+    from ragtune.retriever.embed import SentenceEmbedder
+
+    if models.status(models.DEFAULT_EMBEDDER).state != "ready":
+        pytest.skip("the embedder's package is not installed")
+    folder = models.resolve(models.DEFAULT_EMBEDDER)
+    return SentenceEmbedder.from_folder(folder, models.DEFAULT_EMBEDDER, models.fingerprint(folder))
+
+
+@pytest.mark.models
+@settings(max_examples=150, deadline=None)
+@given(text=markdown, more=st.lists(st.text(min_size=1, max_size=30), max_size=40), limit=st.integers(16, 254))
+def test_nothing_is_beyond_what_the_real_embedder_reads_by_its_own_count(
+    embedder: SentenceEmbedder, text: str, more: list[str], limit: int
+) -> None:
+    whole = f"{text}\n\n{' '.join(more)}"
+    assume(whole.strip())
+    passages = split_document(document(whole), embedder.token_offsets, limit, overlap_tokens=4)
+    # With the two special tokens, and without truncation: what is counted is what is embedded.
+    assert all(count <= limit + 2 <= embedder.max_tokens for count in embedder.count_tokens([p.text for p in passages]))
+    kept = {i for passage in passages for i in range(passage.start, passage.end)}
+    assert all(i in kept or char.isspace() for i, char in enumerate(whole))

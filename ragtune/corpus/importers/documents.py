@@ -22,6 +22,7 @@ from ragtune.corpus.importers.evidence import (
 from ragtune.corpus.importers.project import Place
 from ragtune.corpus.importers.source import Ledger, Source, SourceDocument, SourceQuestion, one_line
 from ragtune.corpus.load import load_documents
+from ragtune.corpus.sandbox import Limits
 from ragtune.types import Span, Split
 
 _MAX_LINE, _MAX_BYTES = 1_000_000, 20_000_000
@@ -185,7 +186,9 @@ def look_in_project(place: Place, evidence: Evidence) -> None:
     if place.config is None or not wanted or not place.documents.is_dir():
         return
     index = place.config.index
-    for document in load_documents(place.documents, include=index.include, exclude=index.exclude).documents:
+    limits = Limits.from_config(index)
+    found = load_documents(place.documents, include=index.include, exclude=index.exclude, limits=limits)
+    for document in found.documents:
         if document.id in wanted:
             evidence.gather(document.id, WrittenDocument(document.id, document.text, 0, document.text))
 
