@@ -7,7 +7,6 @@ the evaluator records the dtype and lets all arms share the path.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StoppingCriteriaList, TextIteratorStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, TextStreamer
 
 from ragtune import store
 from ragtune.errors import ModelError
-from ragtune.generator import shared_prefix
+from ragtune.generator import shared_prefix, soft_prompt
+from ragtune.generator.adapters import attach_adapter
 from ragtune.generator.machine import best_dtype, device, keep_freed_memory
-from ragtune.generator.methods import attach_adapter
 from ragtune.generator.quiet import calm_libraries
 from ragtune.generator.roomy_cache import make_room
 from ragtune.types import Message, Reply
@@ -66,13 +65,35 @@ def _contiguous(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]
 
 
 @dataclass(frozen=True)
+class _Shared:
+    """The beginning that all rows share: how long it is, and its keys and values; (0, None) is none."""
+
+    length: int
+    states: shared_prefix.States | None
+
+    def followed_by(self, length: int, states: shared_prefix.States) -> _Shared:
+        """The same beginning, and what was read after it."""
+        if self.states is not None:
+            pairs = zip(self.states, states, strict=True)
+            states = [(torch.cat([a[0], b[0]], -2), torch.cat([a[1], b[1]], -2)) for a, b in pairs]
+        return _Shared(self.length + length, states)
+
+
+_NOTHING = _Shared(0, None)
+
+
+@dataclass(frozen=True)
 class LocalGenerator:
-    """A transformers model at work; `ragtune.types.Generator`. Make one with `from_folder`."""
+    """A transformers model at work; `ragtune.types.Generator`. Make one with `from_folder`.
+
+    `beginning` is what a soft prompt puts before every prompt.
+    """
 
     name: str
     fingerprint: str
     model: Any
     tokenizer: Any
+    beginning: _Shared = _NOTHING
 
     @classmethod
     def from_folder(cls, folder: Path, name: str, base_fingerprint: str, adapter: Path | None = None) -> LocalGenerator:
@@ -85,11 +106,15 @@ class LocalGenerator:
         tokenizer = load_tokenizer(folder)
         model = load_weights(folder, best_dtype())
         shared_prefix.enable(model)
-        parts = [base_fingerprint, str(model.dtype)]
+        parts, beginning = [base_fingerprint, str(model.dtype)], _NOTHING
         if adapter is not None:
             model = attach_adapter(model, adapter, base_fingerprint)
             parts.append(store.sha256_of_json(store.read_manifest(adapter, "adapter")["files"]))
-        return cls(name, store.sha256_of_text(*parts), model, tokenizer)
+        if soft_prompt.is_on(model):
+            with torch.inference_mode():
+                beginning = _NOTHING.followed_by(soft_prompt.length(model), soft_prompt.states(model))
+            model = model.get_base_model()
+        return cls(name, store.sha256_of_text(*parts), model, tokenizer, beginning)
 
     @property
     def dtype(self) -> str:
@@ -156,48 +181,22 @@ class LocalGenerator:
         """The greedy answer to one prompt, piece by piece as it is decoded."""
         ids = self.encode(prompt)
         self._check_lengths([ids], max_new_tokens)
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        inputs = torch.tensor([ids], device=self.model.device)
-        left = threading.Event()
-        stop = StoppingCriteriaList(
-            [lambda ids, scores, **_: torch.full((len(ids),), left.is_set(), device=ids.device)]
-        )
-        arguments = dict(self._decoding(max_new_tokens), streamer=streamer, attention_mask=torch.ones_like(inputs))
-        failure: list[Exception] = []
-
-        def work() -> None:
-            try:
-                self.model.generate(inputs, stopping_criteria=stop, **arguments)
-            except Exception as error:  # handed to the reader's thread below, where it is raised
-                failure.append(error)
-                streamer.end()
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from (piece for piece in streamer if piece)
-        finally:
-            left.set()  # a reader that leaves early must not keep the model busy
-            thread.join()
-        if failure:
-            raise failure[0]
+        streamer, pieces = TextStreamer(self.tokenizer, skip_special_tokens=True), list[str]()
+        streamer.on_finalized_text = lambda text, stream_end=False: pieces.append(text)
+        for tokens in self._decode(self._read([ids], self.beginning), max_new_tokens):
+            streamer.put(torch.tensor(list(tokens.values())))
+            yield from filter(None, pieces)
+            pieces.clear()
+        streamer.end()
+        yield from filter(None, pieces)
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _decoding(self, max_new_tokens: int) -> dict[str, Any]:
-        return {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "repetition_penalty": 1.0,
-            "eos_token_id": self.tokenizer.eos_token_id,
-            "pad_token_id": self.tokenizer.pad_token_id,
-        }
-
     def _check_lengths(self, encoded: Sequence[Sequence[int]], room: int) -> None:
         limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 1_000_000)
         longest = max(map(len, encoded), default=0)
-        if longest + room > limit:
+        if self.beginning.length + longest + room > limit:
             raise ModelError(
                 f"a prompt of {longest} tokens leaves no room for {room} answer tokens in {self.name}'s context of "
                 f"{limit}; use fewer or shorter passages"
@@ -210,15 +209,16 @@ class LocalGenerator:
     @torch.inference_mode()
     def _split(self, encoded: Sequence[Sequence[int]]) -> tuple[_Shared, list[Sequence[int]]]:
         """The beginning that all prompts share, read once where it is worth it, and what follows it in each."""
-        length = _common_prefix(encoded)
+        before, length = self.beginning, _common_prefix(encoded)
         total = sum(map(len, encoded))
         if len(encoded) < 2 or length * len(encoded) < _WORTH_SHARING * total or not self._plain:
-            return _Shared(0, None), list(encoded)
+            return before, list(encoded)
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([list(encoded[0][:length])], device=self.model.device)
-        self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        at = before.length + torch.arange(length, device=ids.device)
+        self._logits(ids, None, at[None], (before, cache), 1)
         states = [(layer.keys, layer.values) for layer in cache.layers]
-        return _Shared(length, states), [ids[length:] for ids in encoded]
+        return before.followed_by(length, states), [ids[length:] for ids in encoded]
 
     @property
     def _plain(self) -> bool:
@@ -256,9 +256,9 @@ class LocalGenerator:
     def _read_masked(self, rows: Sequence[Sequence[int]]) -> _Read:
         """The same for models that make their own masks of where tokens are real, padded before."""
         ids, real = self._padded(rows)
-        cache, shared = DynamicCache(config=self.model.config), _Shared(0, None)
-        logits = self._logits(ids, real, _positions(real), (shared, cache), 1)[:, -1]
-        return _Read(shared, cache, real, real.sum(-1, keepdim=True), logits)
+        cache = DynamicCache(config=self.model.config)
+        logits = self._logits(ids, real, _positions(real), (_NOTHING, cache), 1)[:, -1]
+        return _Read(_NOTHING, cache, real, real.sum(-1, keepdim=True), logits)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and 1 where they are real, (rows, width), padded before."""
@@ -267,30 +267,35 @@ class LocalGenerator:
         real = [[*[0] * (width - len(row)), *[1] * len(row)] for row in rows]
         return torch.tensor(ids, device=self.model.device), torch.tensor(real, device=self.model.device)
 
-    @torch.inference_mode()
     def _go_on(self, read: _Read, max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers to rows that were read, end of turn included; rows that have ended leave the batch."""
+        """Greedy answers to rows that were read, end of turn included."""
+        answers: list[list[int]] = [[] for _ in read.logits]
+        for tokens in self._decode(read, max_new_tokens):
+            for row, token in tokens.items():
+                answers[row].append(token)
+        return answers
+
+    @torch.inference_mode()
+    def _decode(self, read: _Read, max_new_tokens: int) -> Iterator[dict[int, int]]:
+        """The next token of each row that goes on, step by step; rows that have ended leave the batch."""
         cache, mask, at, tokens = read.cache, read.mask, read.at, read.logits.argmax(-1)
         make_room(cache, max_new_tokens)
-        answers = [[token] for token in tokens.tolist()]
-        live = list(range(len(answers)))
-        end = self.tokenizer.eos_token_id
-        for _ in range(max_new_tokens - 1):
-            going = [i for i, row in enumerate(live) if answers[row][-1] != end]
-            if not going:
-                break
+        live = list(range(len(tokens)))
+        going = set(live)
+        for step in range(max_new_tokens):
+            chosen = {row: token for row, token in zip(live, tokens.tolist(), strict=True) if row in going}
+            yield chosen
+            going = {row for row, token in chosen.items() if token != self.tokenizer.eos_token_id}
+            if not going or step == max_new_tokens - 1:
+                return
             if len(going) <= _WORTH_LEAVING * len(live):
-                kept = torch.tensor(going, device=tokens.device)
+                kept = torch.tensor([i for i, row in enumerate(live) if row in going], device=tokens.device)
                 cache.batch_select_indices(kept)
                 mask, at, tokens = mask[kept], at[kept], tokens[kept]
-                live = [live[i] for i in going]
+                live = [row for row in live if row in going]
             mask = pad(mask, (0, 1), value=0 if mask.is_floating_point() else 1)  # each row sees its new token
             tokens = self._logits(tokens[:, None], mask, at, (read.shared, cache), 1)[:, -1].argmax(-1)
             at = at + 1
-            for row, token in zip(live, tokens.tolist(), strict=True):
-                if answers[row][-1] != end:
-                    answers[row].append(token)
-        return answers
 
     @torch.inference_mode()
     def _score_endings(self, read: _Read, endings: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -322,19 +327,11 @@ class LocalGenerator:
         totals = []
         for ending in endings:
             ids, real = self._padded([[*row, *ending[:-1]] for row in rows])
-            batch = (_Shared(0, None), DynamicCache(config=self.model.config))
+            batch = (_NOTHING, DynamicCache(config=self.model.config))
             logits = self._logits(ids, real, _positions(real), batch, len(ending)).float()
             wanted = torch.tensor([list(ending)], device=ids.device).expand(len(rows), -1)
             totals.append(torch.log_softmax(logits, -1).gather(-1, wanted[..., None]).sum((-1, -2)))
         return torch.stack(totals, 1)
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """The beginning that all rows share: how long it is, and its keys and values; (0, None) is none."""
-
-    length: int
-    states: shared_prefix.States | None
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,194 @@
-"""What `--method` can name: a dict of small functions over peft, and how an adapter is put on its base again."""
+"""What `--method` can name: facts alone, so that they can be listed without torch. `adapters` puts a method to work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
+from ragtune.errors import ConfigError
 
-from ragtune import store
-from ragtune.config import TuneConfig
-from ragtune.errors import ConfigError, MismatchError
-from ragtune.generator.quiet import calm_libraries
-
-_NF4_BLOCK = 64
+Family = Literal["all weights", "low rank", "bottleneck", "soft prompt", "own weights"]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way of tuning. `nf4` rounds the frozen base weights to NF4 first."""
+    """One way of tuning.
+
+    `trains` is the number of trained parameters as a formula, `learning_rate` the peak that is used when the config
+    names none. `weight_bytes` is what training holds in memory for each base weight, where the model computes in
+    bf16; activations and what stands beside the base come on top. `nf4` rounds the frozen base weights to NF4 first.
+    """
 
     name: str
+    family: Family
     summary: str
+    good_for: str
     paper: str
-    nf4: bool
-    peft_config: Callable[[TuneConfig], Any]
+    trains: str
+    learning_rate: float
+    nf4: bool = False
+    weight_bytes: float = 2.0
 
 
-def _lora(config: TuneConfig) -> Any:
-    from peft import LoraConfig
+_FP32_TRAINED = 18.0
+"""2 to compute with, 4 for the weight in fp32, 4 for its gradient and 8 for AdamW's two moments."""
 
-    return LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+_PACKED = 0.516
+"""4 bits, and 0.127 bits for the constants of blocks (Dettmers et al. 2023, section 3)."""
 
+_EACH_MATRIX = "rank x (inputs + outputs) of each matrix"
+_KEYS_AND_VALUES = "2 x layers x key width x virtual tokens"
 
 METHODS = {
     method.name: method
     for method in (
-        Method("lora", "low-rank updates beside frozen weights", "Hu et al. 2021, arXiv 2106.09685", False, _lora),
-        Method("qlora", "LoRA over base weights in NF4", "Dettmers et al. 2023, arXiv 2305.14314", True, _lora),
+        Method(
+            "full",
+            "all weights",
+            summary="every weight of the model",
+            good_for="much data, and memory for it",
+            paper="Howard & Ruder 2018, arXiv:1801.06146",
+            trains="all weights",
+            learning_rate=1e-4,
+            weight_bytes=_FP32_TRAINED,
+        ),
+        Method(
+            "lora",
+            "low rank",
+            summary="low-rank updates beside frozen weights",
+            good_for="the default: close to full tuning at a small part of its memory",
+            paper="Hu et al. 2021, arXiv:2106.09685",
+            trains=_EACH_MATRIX,
+            learning_rate=1e-3,
+        ),
+        Method(
+            "rslora",
+            "low rank",
+            summary="LoRA scaled by alpha / sqrt(rank)",
+            good_for="high ranks, whose updates plain LoRA scales down",
+            paper="Kalajdzievski 2023, arXiv:2312.03732",
+            trains=_EACH_MATRIX,
+            learning_rate=3e-4,
+        ),
+        Method(
+            "dora",
+            "low rank",
+            summary="LoRA on each row's direction, and the row's length apart",
+            good_for="low ranks, where LoRA falls short of full tuning; slower",
+            paper="Liu et al. 2024, arXiv:2402.09353",
+            trains=f"{_EACH_MATRIX}, and its outputs",
+            learning_rate=1e-3,
+        ),
+        Method(
+            "pissa",
+            "low rank",
+            summary="LoRA that starts from the largest singular vectors of the weights",
+            good_for="few steps: the loss falls faster than LoRA's",
+            paper="Meng et al. 2024, arXiv:2404.02948",
+            trains=_EACH_MATRIX,
+            learning_rate=3e-4,
+        ),
+        Method(
+            "qlora",
+            "low rank",
+            summary="LoRA over base weights in NF4",
+            good_for="models that would not fit otherwise",
+            paper="Dettmers et al. 2023, arXiv:2305.14314",
+            trains=_EACH_MATRIX,
+            learning_rate=1e-3,
+            nf4=True,
+            weight_bytes=_PACKED,
+        ),
+        Method(
+            "adapter-houlsby",
+            "bottleneck",
+            summary="a small network after attention and after the MLP of each layer",
+            good_for="as LoRA, where a nonlinear update is wanted; it cannot be merged, so answers take longer",
+            paper="Houlsby et al. 2019, arXiv:1902.00751",
+            trains="2 x layers x (2 x width x bottleneck + width + bottleneck)",
+            learning_rate=1e-3,
+        ),
+        Method(
+            "adapter-pfeiffer",
+            "bottleneck",
+            summary="a small network after the MLP of each layer",
+            good_for="the same with half the weights",
+            paper="Pfeiffer et al. 2020, arXiv:2005.00247",
+            trains="layers x (2 x width x bottleneck + width + bottleneck)",
+            learning_rate=1e-3,
+        ),
+        Method(
+            "prefix",
+            "soft prompt",
+            summary="keys and values of virtual tokens, made by a small network while training",
+            good_for="as p-tuning-v2; the network steadies training",
+            paper="Li & Liang 2021, arXiv:2101.00190",
+            trains=f"{_KEYS_AND_VALUES}, and the network",
+            learning_rate=5e-4,
+        ),
+        Method(
+            "prompt",
+            "soft prompt",
+            summary="embeddings of virtual tokens before the prompt",
+            good_for="many tasks over one large model, a few kilobytes each; weak on small models",
+            paper="Lester et al. 2021, arXiv:2104.08691",
+            trains="width x virtual tokens",
+            learning_rate=1e-1,
+        ),
+        Method(
+            "p-tuning",
+            "soft prompt",
+            summary="embeddings of virtual tokens, made by a small network while training",
+            good_for="as prompt; the network steadies training",
+            paper="Liu et al. 2021, arXiv:2103.10385",
+            trains="width x virtual tokens, and the network",
+            learning_rate=3e-4,
+        ),
+        Method(
+            "p-tuning-v2",
+            "soft prompt",
+            summary="keys and values of virtual tokens in every layer",
+            good_for="small models and labelling, where prompt is weak",
+            paper="Liu et al. 2022, arXiv:2110.07602",
+            trains=_KEYS_AND_VALUES,
+            learning_rate=3e-2,
+        ),
+        Method(
+            "bitfit",
+            "own weights",
+            summary="the biases of the model",
+            good_for="models with biases and little data",
+            paper="Ben Zaken et al. 2022, arXiv:2106.10199",
+            trains="all biases",
+            learning_rate=1e-3,
+        ),
+        Method(
+            "lora-bias",
+            "low rank",
+            summary="LoRA, and the biases of the model",
+            good_for="models with biases, where LoRA alone falls short",
+            paper="Hu et al. 2021, arXiv:2106.09685; Ben Zaken et al. 2022, arXiv:2106.10199",
+            trains=f"{_EACH_MATRIX}, and all biases",
+            learning_rate=1e-3,
+        ),
+        Method(
+            "ia3",
+            "own weights",
+            summary="a factor for each key, value and inner MLP activation",
+            good_for="few examples and many tasks; nothing to pay when answering once merged",
+            paper="Liu et al. 2022, arXiv:2205.05638",
+            trains="layers x (2 x key width + MLP width)",
+            learning_rate=2e-2,
+        ),
+        Method(
+            "ln",
+            "own weights",
+            summary="the normalisation layers",
+            good_for="little data and memory; models without biases",
+            paper="Zhao et al. 2023, arXiv:2312.11420",
+            trains="scales and biases of all norms",
+            learning_rate=5e-3,
+        ),
     )
 }
 
@@ -55,96 +199,11 @@ def choose_method(name: str) -> tuple[Method, str]:
     Raises: ConfigError listing the known methods.
     """
     if name == "auto":
+        import torch
+
         if torch.cuda.is_available():
             return METHODS["qlora"], "qlora: a GPU is present, where NF4 weights save memory at little cost in time"
         return METHODS["lora"], "lora: on a CPU NF4 saves memory, not time, and memory is not the limit here"
     if name not in METHODS:
         raise ConfigError(f"unknown method {name!r}; expected auto or one of: {', '.join(METHODS)}")
     return METHODS[name], f"{name}: as asked"
-
-
-@torch.no_grad()
-def round_to_nf4(model: Any) -> None:
-    """Replace every decoder matrix by its NF4 value (block 64, double quantisation), in place.
-
-    Training and answering on these weights has QLoRA's numerics (Dettmers et al. 2023, section 3) without paying for
-    dequantisation at every use; it needs the memory of the unquantised weights.
-    """
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    with calm_libraries():
-        for module in _decoder_matrices(model):
-            weight = module.weight
-            # Flat, since bitsandbytes (0.50, CPU) mixes up the blocks of rows that are no multiple of 64 wide.
-            flat = weight.data.reshape(-1)
-            packed, state = quantize_4bit(flat, quant_type="nf4", compress_statistics=True)
-            weight.copy_(dequantize_4bit(packed, state).reshape(weight.shape))
-
-
-def keep_in_nf4(model: Any) -> Any:
-    """Replace every decoder matrix by bitsandbytes' 4-bit layer: a quarter of the memory, dequantised at each use.
-
-    Raises: ConfigError on a CPU for a matrix whose rows bitsandbytes would dequantise wrongly there.
-    """
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    with calm_libraries():
-        for name, module in list(model.named_modules()):
-            if not _is_decoder_matrix(name, module):
-                continue
-            if module.weight.device.type == "cpu" and module.in_features % _NF4_BLOCK:
-                raise ConfigError(
-                    f"{name} is {module.in_features} wide, no multiple of {_NF4_BLOCK}, which bitsandbytes cannot keep "
-                    'packed on a CPU; set tune.dequantise = "once"'
-                )
-            layer = Linear4bit(
-                module.in_features,
-                module.out_features,
-                bias=module.bias is not None,
-                compute_dtype=module.weight.dtype,
-                compress_statistics=True,
-                quant_type="nf4",
-            )
-            layer.weight = Params4bit(
-                module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
-            )
-            if module.bias is not None:
-                layer.bias = module.bias
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.to(module.weight.device))
-    return model
-
-
-def _is_decoder_matrix(name: str, module: Any) -> bool:
-    return isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")
-
-
-def _decoder_matrices(model: Any) -> list[Any]:
-    return [module for name, module in model.named_modules() if _is_decoder_matrix(name, module)]
-
-
-def attach_adapter(model: Any, adapter: Path, base_fingerprint: str) -> Any:
-    """The base model with an adapter on top, not merged: what answers is what was trained.
-
-    peft loads an adapter onto the wrong base without a word unless a width differs, hence the fingerprint.
-
-    Raises: MismatchError when it was trained on another base; StoreError when its files are damaged.
-    """
-    from peft import PeftModel
-
-    from ragtune.generator.fused_lora import fuse_lora
-
-    manifest = store.open_folder(adapter, "adapter")
-    if manifest["base"]["fingerprint"] != base_fingerprint:
-        raise MismatchError(
-            f"{adapter} was trained on {manifest['base']['name']} "
-            f"(fingerprint {manifest['base']['fingerprint'][:12]}), the base at hand has {base_fingerprint[:12]}; "
-            "tune again or use that base"
-        )
-    if manifest["nf4"]:
-        round_to_nf4(model)
-    with calm_libraries():
-        # peft gives the adapter the base's dtype. A cast of the whole would round the rotary frequencies to bf16 too.
-        model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).eval()
-    fuse_lora(model)
-    return model

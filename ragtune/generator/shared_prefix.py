@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from ragtune.generator.causal_attention import causal_attention
 
 _NAME = "ragtune_shared_prefix"
 
@@ -60,6 +63,9 @@ def _attend(
     if shared_prefix is None:
         attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **arguments)
         return attended, None
+    if torch.is_grad_enabled():
+        own_prefix = shared_prefix[module.layer_idx]
+        return _attend_to_joined(module, query, (key, value), own_prefix, attention_mask, scaling=scaling, **arguments)
     rows, heads, tokens, size = query.shape
     key_heads = key.shape[1]
     groups = heads // key_heads
@@ -80,6 +86,33 @@ def _attend(
     share = torch.sigmoid(common_sum - own_sum).unsqueeze(-1).to(own.dtype)
     joined = torch.lerp(own, common.to(own.dtype), share).reshape(query.shape)
     return joined.transpose(1, 2).contiguous(), None
+
+
+def _attend_to_joined(
+    module: Any,
+    query: torch.Tensor,
+    own: tuple[torch.Tensor, torch.Tensor],
+    common: tuple[torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same for training, over one row of keys: the sums that join two parts have no gradient in the kernel."""
+    length = common[0].shape[-2]
+    key, value = (
+        torch.cat([shared.expand(len(query), -1, -1, -1), rows], -2) for shared, rows in zip(common, own, strict=True)
+    )
+    if mask is not None:
+        mask = pad(mask, (length, 0), value=mask.dtype == torch.bool)
+        attended, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **arguments)
+        return attended, None
+    # As many queries as keys, so that a causal kernel needs no mask; those in front are thrown away.
+    query = pad(query, (0, 0, length, 0))
+    if query.device.type == "cpu" and not arguments.get("dropout"):
+        attended = causal_attention(query, key, value, scaling or query.shape[-1] ** -0.5).transpose(1, 2)
+    else:
+        attended, _ = sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **arguments)
+    return attended[:, length:], None
 
 
 def _partial(

@@ -44,19 +44,23 @@ def logits_and_gradients(model: Any) -> list[torch.Tensor]:
     return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
 
 
-def test_fused_layers_give_the_same_logits_and_gradients() -> None:
-    model = model_with()
+@pytest.mark.parametrize(("settings", "each"), [({}, 2), ({"use_dora": True}, 3)])
+def test_fused_layers_give_the_same_logits_and_gradients(settings: dict[str, Any], each: int) -> None:
+    model = model_with(**settings)
     expected = logits_and_gradients(model)
     fuse_lora(model)
     found = logits_and_gradients(model)
-    assert len(found) == 1 + 2 * 2 * 7  # logits; A and B of seven matrices in two layers
+    assert len(found) == 1 + 2 * 7 * each  # logits; A, B and DoRA's magnitudes of seven matrices in two layers
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
 @pytest.mark.parametrize("change", [lambda m: m.merge_adapter(), lambda m: m.base_model.disable_adapter_layers()])
-def test_merged_or_switched_off_adapters_are_added_no_second_time(change: Callable[[Any], None]) -> None:
-    plain, fused = model_with(), model_with()
+def test_merged_or_switched_off_adapters_are_added_no_second_time(
+    change: Callable[[Any], None], settings: dict[str, Any]
+) -> None:
+    plain, fused = model_with(**settings), model_with(**settings)
     fuse_lora(fused)
     ids = torch.arange(12).view(2, 6)
     with torch.no_grad():
@@ -65,8 +69,9 @@ def test_merged_or_switched_off_adapters_are_added_no_second_time(change: Callab
         torch.testing.assert_close(fused(ids).logits, plain(ids).logits)
 
 
-@pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}])
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"lora_dropout": 0.5, "use_dora": True}])
 def test_layers_that_do_more_are_left_alone(settings: dict[str, Any]) -> None:
     model = model_with(**settings)
     fuse_lora(model)
-    assert not any("forward" in vars(module) for module in model.modules())
+    ours = [m for m in model.modules() if "forward" in vars(m) or type(m).__module__ == fuse_lora.__module__]
+    assert ours == []

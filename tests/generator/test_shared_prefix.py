@@ -31,16 +31,21 @@ def mask_of(tokens: int, own: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("tokens", "own"), [(1, 5), (4, 4), (4, 9)])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_two_parts_joined_are_attention_to_all_keys(tokens: int, own: int, scaling: float | None) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_two_parts_joined_are_attention_to_all_keys(
+    tokens: int, own: int, scaling: float | None, training: bool
+) -> None:
+    """In training they are not joined: there the keys are set one behind the other."""
     torch.manual_seed(0)
     query = torch.randn(ROWS, HEADS, tokens, SIZE)
     key, value = torch.randn(2, ROWS, KEY_HEADS, own, SIZE)
     common = torch.randn(2, 1, KEY_HEADS, SHARED, SIZE)
     mask = mask_of(tokens, own)
-    module = SimpleNamespace(layer_idx=0)
-    found, _ = shared_prefix._attend(
-        module, query, key, value, mask, scaling=scaling, shared_prefix=[(common[0], common[1])]
-    )
+    module = SimpleNamespace(layer_idx=0, num_key_value_groups=HEADS // KEY_HEADS)
+    with torch.set_grad_enabled(training):
+        found, _ = shared_prefix._attend(
+            module, query, key, value, mask, scaling=scaling, shared_prefix=[(common[0], common[1])]
+        )
     whole = [
         torch.cat([common[i].expand(ROWS, -1, -1, -1), x], 2).repeat_interleave(3, 1) for i, x in ((0, key), (1, value))
     ]
