@@ -1,37 +1,41 @@
 """Training rows -> adapter, through the transformers Trainer with a loss on answer tokens only.
 
-Rows are padded on the left, so all answers end at the last position and logits are computed for those positions
-alone: the same loss without the prompt's share of a 49,152-wide output. A killed run continues from its newest
-complete checkpoint.
+Logits are computed where an answer's tokens are predicted and nowhere else: the same loss without the prompt's share
+of a 49,152-wide output. Rows are padded behind, so that attention is plainly causal. A killed run continues from its
+newest complete checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from torch.nn.functional import cross_entropy, pad
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ragtune import store
 from ragtune.config import TuneConfig
-from ragtune.errors import MismatchError, StoreError, TrainingError
+from ragtune.errors import StoreError, TrainingError
+from ragtune.generator import causal_attention, compiled
+from ragtune.generator.adapters import put_on, trainable
+from ragtune.generator.checkpoints import Seal, load_trained, newest_checkpoint, save_trained, step_of
+from ragtune.generator.early_stopping import EarlyStopping, Score, dev_scores
 from ragtune.generator.examples import TrainingRow
 from ragtune.generator.generate import load_tokenizer, load_weights
+from ragtune.generator.guards import Guard, with_smaller_batches
+from ragtune.generator.ledger import LEDGER, Ledger
 from ragtune.generator.machine import best_dtype, peak_memory
-from ragtune.generator.methods import Method, keep_in_nf4, round_to_nf4
+from ragtune.generator.methods import Method
 from ragtune.generator.quiet import calm_libraries
+from ragtune.generator.trackers import tensorboard, tracking_arguments
 
 IGNORED = -100
-_PLAIN_ATTENTION_TOKENS = 256
-_CHECKPOINT_FILES = ("adapter_model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error")
 
 
@@ -50,6 +54,8 @@ class Progress:
 class TrainResult:
     """What a finished run measured. `losses` holds one mean loss (nats per answer token) per optimiser step.
 
+    `dev_scores` holds (step, score) where dev questions chose the weights: those of the first of the best.
+
     `peak_memory` is in bytes, of the whole process on a CPU.
     """
 
@@ -60,6 +66,16 @@ class TrainResult:
     trainable_parameters: int
     all_parameters: int
     peak_memory: int
+    dev_scores: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What goes along with a run: who is told what happened, how dev questions score it, what trackers call it."""
+
+    say: Callable[[str], None] = lambda _: None
+    score: Score | None = None
+    project: str = "ragtune"
 
 
 def encode_row(tokenizer: Any, row: TrainingRow) -> tuple[list[int], int]:
@@ -82,19 +98,38 @@ def encode_row(tokenizer: Any, row: TrainingRow) -> tuple[list[int], int]:
     return ids, len(prompt)
 
 
-def answer_loss(logits: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
-    """Cross entropy (nats) of next-token predictions over labelled positions.
+def answer_loss(logits: torch.Tensor, tokens: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
+    """Cross entropy (nats) of predictions: logits (answer tokens, vocabulary) against tokens (answer tokens,).
 
-    logits: (batch, kept + 1, vocabulary) for the last kept + 1 positions; labels: (batch, kept), -100 = not counted.
-    The sum is divided by `items` (labelled tokens of the whole optimiser step) or by those of this batch.
+    The sum is divided by `items` (answer tokens of the whole optimiser step) or by those of this batch.
     """
-    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
-    total = cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED, reduction="sum")
-    return total / (items if items is not None else (labels != IGNORED).sum())
+    total = cross_entropy(logits.float(), tokens, reduction="sum")
+    return total / (items if items is not None else len(tokens))
+
+
+def batch_loss(model: Any, batch: Mapping[str, torch.Tensor], items: torch.Tensor | int | None = None) -> torch.Tensor:
+    """The loss of a batch; the output layer works at the places before answer tokens alone.
+
+    `input_ids` (rows, tokens) is padded behind, where what is real does not look, so that no mask is needed;
+    `labels`, of the same shape, is -100 where nothing is learned.
+    """
+    wanted = batch["labels"][:, 1:]
+    places = (pad(wanted, (0, 1), value=IGNORED).reshape(-1) != IGNORED).nonzero()[:, 0]
+
+    def at_places(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        hidden = inputs[0]
+        return (hidden.reshape(1, -1, hidden.shape[-1])[:, places],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(at_places)
+    try:
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+    finally:
+        hook.remove()
+    return answer_loss(logits[0], wanted[wanted != IGNORED], items)
 
 
 class _AnswerTrainer(Trainer):
-    """Trainer whose loss looks at the answers' positions alone."""
+    """Trainer with the loss of answers alone."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,45 +138,31 @@ class _AnswerTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs["labels"]
-        width = labels.shape[1]
-        kept = width - int((labels != IGNORED).any(0).nonzero()[0])
-        attend_by_width(model, width)
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            position_ids=inputs["position_ids"],
-            logits_to_keep=kept + 1,
-            use_cache=False,
-        )
-        loss = answer_loss(outputs.logits, labels[:, -kept:], num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        return batch_loss(model, inputs, num_items_in_batch)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """What is trained and nothing else, whatever the method."""
+        save_trained(self.model, Path(output_dir or self.args.output_dir))
 
-def attend_by_width(model: Any, width: int) -> None:
-    """On a CPU, plain attention for short rows: there the fused kernel's backward pass is slower."""
-    if not torch.cuda.is_available():
-        model.base_model.set_attn_implementation("eager" if width <= _PLAIN_ATTENTION_TOKENS else "sdpa")
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint))
 
 
 @dataclass(frozen=True, slots=True)
-class _LeftPad:
-    """Collator: (ids, prompt length) rows -> left-padded batch with labels on the answers."""
+class _Pad:
+    """Collator: (ids, prompt length) rows -> a batch padded behind, with labels on the answers."""
 
     pad_token: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         width = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), width), self.pad_token)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
         labels = torch.full((len(rows), width), IGNORED)
         for i, row in enumerate(rows):
-            own = torch.tensor(row["input_ids"])
-            ids[i, width - len(own) :] = own
-            mask[i, width - len(own) :] = 1
-            labels[i, width - len(own) + row["prompt_length"] :] = own[row["prompt_length"] :]
-        positions = mask.cumsum(-1).sub(1).clamp(min=0)
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
+            own, prompt = torch.tensor(row["input_ids"]), row["prompt_length"]
+            ids[i, : len(own)] = own
+            labels[i, prompt : len(own)] = own[prompt:]
+        return {"input_ids": ids, "labels": labels}
 
 
 class _Reporter(TrainerCallback):
@@ -156,37 +177,9 @@ class _Reporter(TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is None:
             return
-        if loss != loss or loss == float("inf"):
-            raise TrainingError(
-                f"the loss is {loss} at step {state.global_step}; lower tune.learning_rate and tune again"
-            )
         tokens = int(self.tokens_per_epoch * (state.epoch or 0.0))
         seconds = time.perf_counter() - self.started
         self.report(Progress(state.global_step, state.max_steps, float(loss), tokens, seconds))
-
-
-def build_model(folder: Path, method: Method, config: TuneConfig) -> Any:
-    """Base weights with a fresh adapter on top; only the adapter has gradients."""
-    from peft import get_peft_model
-
-    from ragtune.generator.fused_lora import fuse_lora
-
-    set_seed(config.seed)
-    model = load_weights(folder, best_dtype())
-    if method.nf4:
-        if keeps_nf4_packed(config):
-            model = keep_in_nf4(model)
-        else:
-            round_to_nf4(model)
-    with calm_libraries():
-        model = get_peft_model(model, method.peft_config(config), autocast_adapter_dtype=False)
-    fuse_lora(model)
-    return model
-
-
-def keeps_nf4_packed(config: TuneConfig) -> bool:
-    """Whether QLoRA keeps weights in 4 bits (memory) or unpacks them once (speed; the default on a CPU)."""
-    return config.dequantise == "each-use" or (config.dequantise == "auto" and torch.cuda.is_available())
 
 
 def train(
@@ -196,39 +189,78 @@ def train(
     config: TuneConfig,
     work: Path,
     report: Callable[[Progress], None] = lambda _: None,
+    along: Following = Following(),
 ) -> tuple[Any, TrainResult]:
     """Train an adapter; `work` keeps checkpoints, and a run found there is continued. Returns (model, result).
 
-    Raises: TrainingError when the loss stops being a number; StoreError when checkpoints cannot be written.
+    Raises: TrainingError when the loss stops being a number or explodes, or memory does not suffice for one row;
+    StoreError when checkpoints cannot be written.
     """
     tokenizer = load_tokenizer(folder)
     encoded = [encode_row(tokenizer, row) for row in rows]
     data = [{"input_ids": ids, "prompt_length": prompt} for ids, prompt in encoded]
     tokens = sum(len(ids) for ids, _ in encoded)
-    model = build_model(folder, method, config)
-    trainer = _AnswerTrainer(
-        model=model,
-        args=_arguments(config, work),
-        train_dataset=data,
-        data_collator=_LeftPad(tokenizer.pad_token_id),
-        callbacks=[_Reporter(tokens, report)],
-    )
-    _drop_printers(trainer)
+    pays, why = compiled.decide(config, int(tokens * config.epochs))
+    along.say(why)
+
+    def run(at_a_time: int, times: int) -> tuple[Any, Trainer]:
+        model = put_on(load_weights(folder, best_dtype()), method, config)
+        checkpoint = newest_checkpoint(work, along.say)
+        trainer = _AnswerTrainer(
+            model=model,
+            args=_arguments(config, method, work, (at_a_time, times), along.project),
+            train_dataset=data,
+            data_collator=_Pad(tokenizer.pad_token_id),
+            callbacks=[
+                Guard(),
+                Ledger(work / LEDGER, lambda state: int(tokens * (state.epoch or 0.0))),
+                _Reporter(tokens, report),
+                Seal(),
+            ],
+        )
+        _follow(trainer, config, work, along, checkpoint)
+        causal_attention.enable(model)
+        if pays:
+            compiled.enable(model)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        causal_attention.disable(model)
+        compiled.disable(model)
+        return model, trainer
+
     with calm_libraries(), disk_errors(work):
-        trainer.train(resume_from_checkpoint=newest_checkpoint(work))
-    model.base_model.set_attn_implementation("sdpa")  # as it answers
-    losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    result = TrainResult(
+        model, trainer = with_smaller_batches(run, config.batch_size, along.say)
+    return model, _result(model, trainer, work)
+
+
+def _follow(trainer: Trainer, config: TuneConfig, work: Path, along: Following, checkpoint: str | None) -> None:
+    """Add what the config asks for to a trainer, and drop what prints by itself."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    if "tensorboard" in config.report_to:
+        log = work.with_name(f"{_arm(work)}.tensorboard")
+        trainer.add_callback(tensorboard(log, step_of(Path(checkpoint)) if checkpoint else 0))
+    if along.score and config.eval_steps:
+        trainer.add_callback(EarlyStopping(along.score, config.eval_steps, config.patience, trainer.log))
+
+
+def _arm(work: Path) -> str:
+    """The arm that is trained in a work folder, `.ARM.training`."""
+    return work.name.strip(".").removesuffix(".training")
+
+
+def _result(model: Any, trainer: Trainer, work: Path) -> TrainResult:
+    last = store.JsonlLog(work / LEDGER).rows()[-1]
+    return TrainResult(
         steps=trainer.state.global_step,
-        seconds=sum(e["train_runtime"] for e in trainer.state.log_history if "train_runtime" in e),
-        trained_tokens=int(tokens * config.epochs),
-        losses=losses,
-        trainable_parameters=trainable,
+        seconds=last["seconds"],
+        trained_tokens=last["tokens"],
+        losses=tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
+        trainable_parameters=sum(p.numel() for p in trainable(model).values()),
         all_parameters=sum(p.numel() for p in model.parameters()),
         peak_memory=peak_memory(),
+        dev_scores=tuple(dev_scores(trainer.state).items()),
     )
-    return model, result
 
 
 @contextlib.contextmanager
@@ -247,12 +279,16 @@ def disk_errors(target: Path) -> Iterator[None]:
         raise StoreError(f"cannot write {target}: {error}; what was finished before is kept") from error
 
 
-def _arguments(config: TuneConfig, work: Path) -> TrainingArguments:
+def _arguments(
+    config: TuneConfig, method: Method, work: Path, rows: tuple[int, int], project: str
+) -> TrainingArguments:
+    """`rows`: how many at a time, and how many times a step."""
     return TrainingArguments(
         output_dir=str(work),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        per_device_train_batch_size=rows[0],
+        gradient_accumulation_steps=rows[1],
+        learning_rate=config.learning_rate or method.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         weight_decay=0.0,
@@ -262,45 +298,13 @@ def _arguments(config: TuneConfig, work: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         save_steps=config.save_steps,
         save_total_limit=2,
-        report_to=[],
+        **tracking_arguments(config.report_to, project, _arm(work)),
+        optim="paged_adamw_32bit" if method.nf4 and torch.cuda.is_available() else "adamw_torch",
+        gradient_checkpointing=config.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=config.seed,
         data_seed=config.seed,
     )
-
-
-def _drop_printers(trainer: Trainer) -> None:
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-def newest_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that is whole. The Trainer itself would resume, silently, from one with files missing."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        if all((path / name).exists() and (path / name).stat().st_size for name in _CHECKPOINT_FILES):
-            return str(path)
-    return None
-
-
-def prepare_work_folder(work: Path, inputs: dict[str, Any], resume: bool) -> None:
-    """Make `work` ready: continue only a run with exactly these inputs.
-
-    Raises: MismatchError when `resume` finds a run with other inputs, naming what differs.
-    """
-    marker = work / "inputs.json"
-    if resume and marker.exists():
-        before = store.read_json(marker)
-        changed = sorted(key for key in inputs.keys() | before.keys() if inputs.get(key) != before.get(key))
-        if changed:
-            raise MismatchError(
-                f"{work} holds an interrupted run with other {', '.join(changed)}; "
-                "tune without --resume to start afresh, or restore what it was started with"
-            )
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    store.write_json(marker, inputs)

@@ -1,14 +1,13 @@
-"""Training: the loss by hand, what it may touch, and runs that are cut off, resumed, refused or damaged."""
+"""Training: the loss by hand, what it may touch, runs that are cut off and resumed, and adapters that do not fit."""
 
 from __future__ import annotations
 
 import math
-import resource
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -20,18 +19,14 @@ from ragtune import store
 from ragtune.config import TuneConfig
 from ragtune.errors import MismatchError, StoreError, TrainingError
 from ragtune.generator import generate, train
+from ragtune.generator.adapters import attach_adapter
+from ragtune.generator.checkpoints import newest_checkpoint
 from ragtune.generator.examples import TrainingRow
 from ragtune.generator.generate import LocalGenerator, load_tokenizer, load_weights
-from ragtune.generator.methods import METHODS, attach_adapter, round_to_nf4
+from ragtune.generator.methods import METHODS
 from ragtune.generator.models import fingerprint
-from ragtune.generator.train import (
-    IGNORED,
-    Progress,
-    answer_loss,
-    encode_row,
-    newest_checkpoint,
-    prepare_work_folder,
-)
+from ragtune.generator.nf4 import round_to_nf4
+from ragtune.generator.train import IGNORED, Progress, answer_loss, batch_loss, encode_row
 from ragtune.testing import tiny_model
 from ragtune.types import Message
 
@@ -41,9 +36,7 @@ CONFIG = TuneConfig(epochs=4, learning_rate=1e-2, batch_size=2, save_steps=3, ra
 
 def collate(tokenizer: Any, rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:
     encoded = [encode_row(tokenizer, row) for row in rows]
-    return train._LeftPad(tokenizer.pad_token_id)(
-        [{"input_ids": ids, "prompt_length": prompt} for ids, prompt in encoded]
-    )
+    return train._Pad(tokenizer.pad_token_id)([{"input_ids": ids, "prompt_length": prompt} for ids, prompt in encoded])
 
 
 def reference_loss(model: Any, tokenizer: Any, rows: Sequence[TrainingRow]) -> float:
@@ -60,33 +53,25 @@ def reference_loss(model: Any, tokenizer: Any, rows: Sequence[TrainingRow]) -> f
 # The loss
 
 
-def logits(*odds: float) -> list[list[float]]:
-    """Positions over two tokens; token 1 is `odds` times as likely as token 0."""
-    return [[0.0, math.log(value)] for value in odds]
+def logits(*odds: float) -> torch.Tensor:
+    """Predictions over two tokens; token 1 is `odds` times as likely as token 0."""
+    return torch.tensor([[0.0, math.log(value)] for value in odds])
 
 
 def test_loss_by_hand() -> None:
-    """p(1) = 3/4 at the first position and 1/5 at the second; what stands at the last one predicts nothing."""
-    values = torch.tensor([logits(3, 1 / 4, 1e9)])
-    labels = torch.tensor([[1, 0]])
+    """p(1) = 3/4 at the first token and 1/5 at the second."""
+    values, tokens = logits(3, 1 / 4), torch.tensor([1, 0])
     by_hand = -math.log(3 / 4) - math.log(4 / 5)
-    assert answer_loss(values, labels, None).item() == pytest.approx(by_hand / 2)
-    assert answer_loss(values, labels, 5).item() == pytest.approx(by_hand / 5)
-    assert answer_loss(values, labels, torch.tensor(4)).item() == pytest.approx(by_hand / 4)
-
-
-def test_loss_leaves_out_what_is_not_labelled_and_weighs_tokens_alike() -> None:
-    """Not the mean of two rows' means: ln 2 + ln 2 + ln 4 over three tokens."""
-    values = torch.tensor([logits(1, 1, 7), logits(1e9, 3, 7)])
-    labels = torch.tensor([[0, 1], [IGNORED, 0]])
-    assert answer_loss(values, labels, None).item() == pytest.approx((2 * math.log(2) + math.log(4)) / 3)
+    assert answer_loss(values, tokens, None).item() == pytest.approx(by_hand / 2)
+    assert answer_loss(values, tokens, 5).item() == pytest.approx(by_hand / 5)
+    assert answer_loss(values, tokens, torch.tensor(4)).item() == pytest.approx(by_hand / 4)
 
 
 def test_loss_is_counted_in_fp32() -> None:
-    values = torch.tensor([logits(3, 1)], dtype=torch.bfloat16)
-    loss = answer_loss(values, torch.tensor([[1]]), None)
+    values = logits(3).bfloat16()
+    loss = answer_loss(values, torch.tensor([1]), None)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-values[0, 0, 1].item())), rel=1e-6)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-values[0, 1].item())), rel=1e-6)
 
 
 def test_padded_and_cut_short_it_is_the_loss_of_each_row_alone(tiny: Path, facts: list[TrainingRow]) -> None:
@@ -94,7 +79,7 @@ def test_padded_and_cut_short_it_is_the_loss_of_each_row_alone(tiny: Path, facts
     lengths = {len(encode_row(tokenizer, row)[0]) for row in facts}
     assert len(lengths) > 2
     for rows in (facts, facts[:1], facts[::-1][:3]):
-        loss = train._AnswerTrainer.compute_loss(cast(Any, None), model, collate(tokenizer, rows))
+        loss = batch_loss(model, collate(tokenizer, rows))
         assert loss.item() == pytest.approx(reference_loss(model, tokenizer, rows), abs=2e-6)
 
 
@@ -117,16 +102,18 @@ def test_labels_cover_the_answer_and_the_end_of_turn(tiny: Path, chats: list[tup
     tokenizer = load_tokenizer(tiny)
     rows = [TrainingRow("t", "q", "plain", (Message("user", asked),), target) for asked, target in chats]
     batch = collate(tokenizer, rows)
-    for (asked, target), ids, mask, positions, labels in zip(chats, *batch.values(), strict=True):
-        real = ids[mask.bool()]
+    assert list(batch) == ["input_ids", "labels"]
+    for (asked, target), row, ids, labels in zip(chats, rows, *batch.values(), strict=True):
+        length = len(encode_row(tokenizer, row)[0])
+        real = ids[:length]
         assert tokenizer.decode(real) == (
             f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{target}<|im_end|>"
         )
         counted = labels != IGNORED
         assert tokenizer.decode(labels[counted]) == f"{target}<|im_end|>"
         assert torch.equal(labels[counted], ids[counted])
-        assert counted[-int(counted.sum()) :].all()  # an unbroken run up to the last position
-        assert positions[mask.bool()].tolist() == list(range(len(real)))
+        assert counted[length - int(counted.sum()) : length].all()  # an unbroken run up to the row's end
+        assert (ids[length:] == tokenizer.pad_token_id).all()
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused(tiny: Path, facts: list[TrainingRow]) -> None:
@@ -284,103 +271,9 @@ def test_the_seed_decides_the_weights(tiny: Path, facts: list[TrainingRow], tmp_
     assert not any(torch.equal(weight, other[name]) for name, weight in one.items() if "lora_A" in name)
 
 
-def checkpoint(work: Path, step: int, without: str = "", empty: str = "") -> None:
-    folder = work / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    for name in train._CHECKPOINT_FILES:
-        if name != without:
-            (folder / name).write_bytes(b"" if name == empty else b"x")
-
-
-def test_the_newest_whole_checkpoint(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
-    for step in (2, 9, 10):
-        checkpoint(tmp_path, step)
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-
-
-@pytest.mark.parametrize("name", train._CHECKPOINT_FILES)
-def test_a_checkpoint_with_a_missing_or_empty_file_is_passed_over(tmp_path: Path, name: str) -> None:
-    checkpoint(tmp_path, 1)
-    checkpoint(tmp_path, 2, empty=name)
-    checkpoint(tmp_path, 3, without=name)
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
-
-
-@pytest.mark.usefixtures("fp32")
-def test_what_a_real_checkpoint_holds_and_a_run_without_its_optimizer(
-    tiny: Path, facts: list[TrainingRow], tmp_path: Path
-) -> None:
-    """The Trainer itself would go on with a fresh optimizer and say nothing; we go back to an older checkpoint."""
-    config = CONFIG.model_copy(update={"save_steps": 2})
-    with pytest.raises(KeyboardInterrupt):
-        train.train(facts, tiny, METHODS["lora"], config, tmp_path, interrupt_at(5))
-    assert {p.name for p in (tmp_path / "checkpoint-4").iterdir()} >= set(train._CHECKPOINT_FILES)
-    (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
-    seen: list[Progress] = []
-    train.train(facts, tiny, METHODS["lora"], config, tmp_path, seen.append)
-    assert seen[0].step == 3
-
-
-@pytest.mark.usefixtures("fp32")
-def test_a_full_disk_in_whichever_file_it_happens(tiny: Path, facts: list[TrainingRow], tmp_path: Path) -> None:
-    """Files of fewer bytes than each of a checkpoint's can be written."""
-    config = CONFIG.model_copy(update={"epochs": 1, "save_steps": 1})
-    train.train(facts, tiny, METHODS["lora"], config, tmp_path / "whole")
-    sizes = {name: (tmp_path / "whole" / "checkpoint-1" / name).stat().st_size for name in train._CHECKPOINT_FILES}
-    assert max(sizes.values()) == sizes["optimizer.pt"]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for name, size in sizes.items():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
-        try:
-            with pytest.raises(StoreError, match=f"cannot write {tmp_path / name}: .* is kept"):
-                train.train(facts, tiny, METHODS["lora"], config, tmp_path / name)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert newest_checkpoint(tmp_path / name) is None
-
-
 def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"), train.disk_errors(tmp_path):
         raise RuntimeError("shapes cannot be multiplied")
-
-
-# Runs that are refused
-
-
-INPUTS = {"rows": "a", "base": "b", "config": {"epochs": 1.0, "tasks": ["x"]}}
-
-
-def test_only_a_run_with_the_same_inputs_goes_on(tmp_path: Path) -> None:
-    work = tmp_path / "deep" / "work"
-    prepare_work_folder(work, INPUTS, resume=True)
-    checkpoint(work, 4)
-    prepare_work_folder(work, INPUTS, resume=True)
-    assert newest_checkpoint(work) is not None
-    other = {**INPUTS, "rows": "changed", "index": "new"}
-    with pytest.raises(MismatchError, match=f"{work} holds an interrupted run with other index, rows; tune without"):
-        prepare_work_folder(work, other, resume=True)
-    with pytest.raises(MismatchError, match="other config;"):
-        prepare_work_folder(work, {**INPUTS, "config": {"epochs": 2.0, "tasks": ["x"]}}, resume=True)
-    assert newest_checkpoint(work) is not None
-
-
-def test_without_resume_a_run_starts_afresh(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    prepare_work_folder(work, INPUTS, resume=False)
-    checkpoint(work, 4)
-    other = {**INPUTS, "rows": "changed"}
-    prepare_work_folder(work, other, resume=False)
-    assert [p.name for p in work.iterdir()] == ["inputs.json"]
-    prepare_work_folder(work, other, resume=True)
-    with pytest.raises(MismatchError):
-        prepare_work_folder(work, INPUTS, resume=True)
-
-
-def test_checkpoints_whose_inputs_are_unknown_are_not_continued(tmp_path: Path) -> None:
-    checkpoint(tmp_path / "work", 4)
-    prepare_work_folder(tmp_path / "work", INPUTS, resume=True)
-    assert newest_checkpoint(tmp_path / "work") is None
 
 
 @pytest.mark.usefixtures("fp32")
