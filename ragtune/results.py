@@ -13,13 +13,13 @@ from ragtune.config import ProjectConfig
 from ragtune.evaluator.attribute import diagnose
 from ragtune.evaluator.ingredients import ingredients
 from ragtune.evaluator.knowledge import Forgetting, KnowledgeCount
-from ragtune.evaluator.report.data import Findings, RaceFacts, ReportData, TaskFacts
+from ragtune.evaluator.report.data import Findings, RaceFacts, ReportData, TaskFacts, TrainingFacts
 from ragtune.measure import Choices
 from ragtune.records import passage_from_json, question_from_json, row_from_json, verdict_from_json
 from ragtune.rounds import Contest, clusters_of, generations, questions_to_ask
 from ragtune.router import Router
 from ragtune.session import Session
-from ragtune.types import Arm, Interval, Passage, Question, Row, Task, Verdict
+from ragtune.types import Arm, Interval, Passage, Question, Row, Task, Verdict, Weights
 
 _BY_DOCUMENT = "split by source document"
 
@@ -112,6 +112,7 @@ def describe(
         "choices": {name: asdict(choice) for name, choice in choices.items()},
         "tasks": [asdict(_task_facts(by_name[c.task], session.project, choices[c.task])) for c in contests],
         "training_cost": {arm.name: training_price(session, arm) * prices.questions for arm in arms},
+        "training": [asdict(_training_facts(session, weights)) for weights in _tuned(arms)],
         "questions_paid_off": prices.questions,
         "freshness": _freshness(session, arms),
         "race": {"asked": asked, "in_full": in_full, "error": session.project.evaluate.racing_error},
@@ -120,11 +121,39 @@ def describe(
     }
 
 
+def _tuned(arms: Sequence[Arm]) -> list[Weights]:
+    """The weights of adapters that take part."""
+    return sorted({arm.weights for arm in arms} - {"base"})
+
+
+def _training_facts(session: Session, weights: Weights) -> TrainingFacts:
+    from ragtune.generator.methods import METHODS
+
+    tuned = store.read_manifest(session.adapter(weights), "adapter")
+    return TrainingFacts(
+        adapter=weights,
+        method=tuned["method"],
+        learning_rate=tuned["config"]["learning_rate"] or METHODS[tuned["method"]].learning_rate,
+        trainable_parameters=tuned["trainable_parameters"],
+        all_parameters=tuned["all_parameters"],
+        tokens=tuned["trained_tokens"],
+        seconds=tuned["seconds"],
+        peak_memory=tuned["peak_memory"],
+        losses=tuple(tuned["losses"]),
+        dev_scores=tuple((step, score) for step, score in tuned.get("dev_scores", ())),
+    )
+
+
+def _training_facts_from_json(value: Mapping[str, Any]) -> TrainingFacts:
+    scores = tuple((step, score) for step, score in value["dev_scores"])
+    return TrainingFacts(**{**value, "losses": tuple(value["losses"]), "dev_scores": scores})
+
+
 def _freshness(session: Session, arms: Sequence[Arm]) -> dict[str, str]:
     """How many of the indexed documents are not those that each adapter was tuned on."""
     indexed = session.index.manifest["inputs"]["documents"]
     found = {}
-    for weights in sorted({arm.weights for arm in arms} - {"base"}):
+    for weights in _tuned(arms):
         known = store.read_manifest(session.adapter(weights), "adapter")["documents"]
         changed = sum(known.get(id) != sha for id, sha in indexed.items())
         gone = len(known.keys() - indexed.keys())
@@ -194,7 +223,7 @@ def _provenance(session: Session, arms: Sequence[Arm], seconds: float) -> dict[s
         config = project.generators[name]
         place = f" at {config.base_url}" if config.base_url else ""
         facts[f"generator {name}"] = f"{config.model}{place} ({session.fingerprint_of(name)[:12]})"
-    for weights in sorted({arm.weights for arm in arms} - {"base"}):
+    for weights in _tuned(arms):
         tuned = store.read_manifest(session.adapter(weights), "adapter")
         facts[f"adapter {weights}"] = (
             f"{tuned['method']}, {tuned['rows']:,} rows, {tuned['trained_tokens']:,} tokens in "
@@ -244,6 +273,7 @@ def report_data(folder: Path, project: ProjectConfig) -> ReportData:
         freshness=manifest["freshness"],
         training_cost=manifest["training_cost"],
         questions_paid_off=manifest["questions_paid_off"],
+        training=tuple(_training_facts_from_json(value) for value in manifest.get("training", ())),
     )
 
 

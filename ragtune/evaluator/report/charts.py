@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from ragtune.evaluator.attribute import Diagnosis
 from ragtune.evaluator.ingredients import Effect, Ingredients
@@ -34,7 +35,9 @@ from ragtune.evaluator.report.canvas import (
     ticks,
 )
 from ragtune.evaluator.report.cost import Price, break_even, pareto_front
+from ragtune.evaluator.report.data import TrainingFacts
 from ragtune.evaluator.report.findings import clear
+from ragtune.evaluator.report.training import best_step, smoothed
 from ragtune.types import ArmSummary, Interval, Verdict
 
 
@@ -140,6 +143,28 @@ def totals_chart(verdict: Verdict, prices: Sequence[Price], paid_off: int, curre
         for n in crossings:
             axes.plot([n], [prices[0].total(n)], "o", markersize=8, markerfacecolor=PAPER, color=INK, zorder=5)
         return svg(figure, chart_id, f"{verdict.task}: total cost of each arm against the number of questions")
+
+
+def losses_chart(facts: TrainingFacts, chart_id: str) -> str:
+    """Loss against steps: a point for each step (at most 500 of them), their running mean as a line.
+
+    A dashed line marks the step that dev questions chose.
+    """
+    n = len(facts.losses)
+    steps = np.unique(np.linspace(1, n, min(n, 500)).round().astype(int))
+    with canvas(300) as figure:
+        axes = place_axes(figure, 44, 42, WIDTH - 60, 300 - 68)
+        axes.set(xlim=(0, n + 1), ylim=(0, 1.05 * max(facts.losses)))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        axes.set_xlabel("optimiser step", color=MUTED, labelpad=6)
+        figure.text(0, 1 - 14 / 300, "loss (nats per answer token)", color=MUTED)
+        axes.plot(steps, np.array(facts.losses)[steps - 1], ".", markersize=5, color=SOFT, markeredgewidth=0, zorder=2)
+        axes.plot(steps, np.array(smoothed(facts.losses))[steps - 1], color=ACCENT, linewidth=2, zorder=3)
+        if (best := best_step(facts)) is not None:
+            axes.axvline(best, color=INK, linewidth=1.2, dashes=(4, 3), zorder=1)
+        return svg(figure, chart_id, f"{facts.adapter}: loss at each optimiser step of training")
 
 
 def _decades(numbers: Sequence[float], least: int) -> list[float]:

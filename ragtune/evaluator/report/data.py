@@ -55,6 +55,26 @@ class RaceFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingFacts:
+    """How one adapter was trained.
+
+    `losses` holds one mean loss (nats per answer token) per optimiser step, `dev_scores` (step, score) where dev
+    questions chose the best step. Seconds, tokens with prompts included, and bytes of memory, 0 where not known.
+    """
+
+    adapter: str
+    method: str
+    learning_rate: float
+    trainable_parameters: int
+    all_parameters: int
+    tokens: int
+    seconds: float
+    peak_memory: int
+    losses: tuple[float, ...]
+    dev_scores: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """Everything that a report shows. Costs are per question, in `currency`; times are in seconds.
 
@@ -63,6 +83,7 @@ class ReportData:
     documents changed since something was made from them. `findings` are by task. `training_cost` is by arm the whole
     price of training its adapter, 0 for the base model, or empty where that is not known, and then nothing is said on
     when training pays off; `questions_paid_off` says over how many questions `ArmSummary.cost` has spread it.
+    `training` holds the adapters that took part.
 
     Raises: InputError when its parts don't fit together.
     """
@@ -84,6 +105,7 @@ class ReportData:
     freshness: Mapping[str, str] = field(default_factory=dict)
     training_cost: Mapping[str, float] = field(default_factory=dict)
     questions_paid_off: int = 1
+    training: tuple[TrainingFacts, ...] = ()
 
     def __post_init__(self) -> None:
         arms = [arm.name for arm in self.arms]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from ragtune.evaluator.attribute import Diagnosis
-from ragtune.evaluator.report import cost, findings, measures, tables, words
+from ragtune.evaluator.report import cost, findings, measures, tables, training, words
 from ragtune.evaluator.report.data import ReportData
 from ragtune.evaluator.report.examples import Example, Given, choose_examples, runner_up
 from ragtune.evaluator.report.tables import Table
@@ -34,6 +34,7 @@ def _lines(data: ReportData) -> Iterator[str]:
     yield from _ingredient_lines(data)
     yield from _cause_lines(data)
     yield from _cost_lines(data)
+    yield from _training_lines(data)
     yield from ("## Examples", "", words.EXAMPLES, "")
     for verdict in data.verdicts:
         yield from _example_lines(data, verdict)
@@ -158,6 +159,15 @@ def _method_lines(data: ReportData) -> Iterator[str]:
         yield from (findings.router_sentence(data.router), "")
         yield from table_lines(findings.router_table(data.router))
     yield from pair_lines(data.freshness)
+
+
+def _training_lines(data: ReportData) -> Iterator[str]:
+    if not data.training:
+        return
+    yield from ("## Training", "", words.TRAINING, "")
+    yield from table_lines(training.training_table(data))
+    for facts in data.training:
+        yield from table_lines(training.losses_table(facts))
 
 
 def _example_lines(data: ReportData, verdict: Verdict) -> Iterator[str]:

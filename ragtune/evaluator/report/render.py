@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ragtune.evaluator.report import cost, findings, measures, tables, words
+from ragtune.evaluator.report import cost, findings, measures, tables, training, words
 from ragtune.evaluator.report.data import ReportData
 from ragtune.evaluator.report.examples import Given, choose_examples, runner_up
 from ragtune.evaluator.report.markdown import markdown
@@ -53,6 +53,7 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "freshness": dict(data.freshness),
         "training_cost": dict(data.training_cost),
         "questions_paid_off": data.questions_paid_off,
+        "training": [asdict(facts) for facts in data.training],
         "provenance": dict(data.provenance),
     }
 
@@ -97,6 +98,7 @@ def html(data: ReportData) -> str:
         cost=cost,
         findings=findings,
         measures=measures,
+        training=training,
         pictures=_pictures(data),
         examples=choose_examples,
         runner_up=runner_up,
@@ -105,10 +107,12 @@ def html(data: ReportData) -> str:
 
 
 def _pictures(data: ReportData) -> dict[str, dict[str, Markup]]:
-    """By kind and task; only those for which there is something to draw."""
+    """By kind and task (losses: by adapter); only those for which there is something to draw."""
     from ragtune.evaluator.report import charts  # matplotlib: only when there is something to draw
 
-    found: dict[str, dict[str, Markup]] = {kind: {} for kind in ("scores", "shares", "causes", "costs", "totals")}
+    found: dict[str, dict[str, Markup]] = {
+        kind: {} for kind in ("scores", "shares", "causes", "costs", "totals", "losses")
+    }
     for i, verdict in enumerate(data.verdicts):
         why = data.findings_of(verdict.task)
         prices = cost.compared_prices(data, verdict)
@@ -121,6 +125,8 @@ def _pictures(data: ReportData) -> dict[str, dict[str, Markup]]:
         if any(p.training > 0 for p in prices):
             chart = charts.totals_chart(verdict, prices, data.questions_paid_off, data.currency, f"total-{i}")
             found["totals"][verdict.task] = Markup(chart)
+    for i, facts in enumerate(data.training):
+        found["losses"][facts.adapter] = Markup(charts.losses_chart(facts, f"losses-{i}"))
     return found
 
 

@@ -78,6 +78,12 @@ NO_BREAK_EVEN = (
     "None of the arms to compare is trained, so that the cheaper one is the cheaper for any number of questions."
 )
 NOTHING_TO_COMPARE = "No other arm may be the best or is the best for its cost."
+TRAINING = (
+    "Loss at each optimiser step (points) and its mean over the tenth of the steps around it (line), in nats per "
+    "answer token: how little the model expected the right answer. A falling line says that the training rows are "
+    "being learned; whether answers get better, the scores say. A dashed line marks the step whose weights were kept, "
+    "where dev questions chose it."
+)
 SPEED = "Over all questions that an arm answered. A batch's seconds are shared evenly among its questions."
 EXAMPLES = (
     "Where the chosen arm and the best other arm differ most: up to two questions won and up to two lost for each task."
