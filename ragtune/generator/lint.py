@@ -1,96 +1,111 @@
 """Checks of training rows before a single step is spent. Errors stop training; warnings are shown.
 
-Each check stands for a fault that others trained on without noticing (see docs/tuning.md for which).
+Each check stands for a fault that others trained on without noticing (docs/training-data.md says which). Here are the
+checks of rows as tokens and as text; `lint_context.py` holds those of the passages in them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
 
-from scipy import stats
+from jinja2 import TemplateError
 
+from ragtune.errors import TrainingError
 from ragtune.generator.examples import TrainingRow
-
-Encode = Callable[[TrainingRow], tuple[list[int], int]]
-"""Row -> (token ids with the target, number of prompt tokens)."""
-
-
-@dataclass(frozen=True, slots=True)
-class LintFinding:
-    """One fault, with the row that shows it."""
-
-    level: Literal["error", "warning"]
-    check: str
-    message: str
-    question_id: str
+from ragtune.generator.findings import Known, LintFinding, Numbered, Reading, counted, finding, folded
+from ragtune.generator.lint_context import check_context
+from ragtune.types import Question
 
 
-def lint(
-    rows: Sequence[TrainingRow], encode: Encode, end_of_turn: int, max_tokens: int, test_questions: Iterable[str]
-) -> list[LintFinding]:
-    """All findings, errors first. `test_questions` are the texts of dev and test questions."""
+def lint(rows: Sequence[TrainingRow], reading: Reading, known: Known | None = None) -> list[LintFinding]:
+    """All findings, errors first."""
+    known = known or Known()
+    numbered = list(enumerate(rows, 1))
     findings = [
-        *_check_tokens(rows, encode, end_of_turn, max_tokens),
-        *_check_targets(rows),
-        *_check_duplicates(rows),
-        *_check_leaks(rows, test_questions),
-        *_check_gold_positions(rows),
+        *_check_tokens(numbered, reading),
+        *_check_texts(numbered),
+        *_check_duplicates(numbered),
+        *_check_leaks(numbered, known),
+        *check_context(numbered, known),
     ]
     return sorted(findings, key=lambda f: f.level)
 
 
-def _check_tokens(
-    rows: Sequence[TrainingRow], encode: Encode, end_of_turn: int, max_tokens: int
-) -> Iterable[LintFinding]:
-    for row in rows:
-        ids, prompt_length = encode(row)
-        if end_of_turn not in ids[prompt_length:]:
+def compare_builds(rows: Sequence[TrainingRow], again: Sequence[TrainingRow]) -> list[LintFinding]:
+    """An error for the first row in which two builds from one seed differ: something was drawn without the seed."""
+    for number, (one, other) in enumerate(zip(rows, again, strict=False), 1):
+        if one != other:
+            return [finding("error", "seed", "a second build with the same seed gives another row", (number, one))]
+    if len(rows) != len(again):
+        longer = max(rows, again, key=len)
+        number = min(len(rows), len(again)) + 1
+        message = f"two builds with the same seed give {len(rows)} and {len(again)} rows"
+        return [finding("error", "seed", message, (number, longer[number - 1]))]
+    return []
+
+
+def _check_tokens(rows: Numbered, reading: Reading) -> Iterable[LintFinding]:
+    otherwise = []
+    for number, row in rows:
+        try:
+            ids, prompt_length = reading.encode(row)
+            whole = reading.template(row)
+        except (TrainingError, TemplateError) as error:
+            yield finding("error", "template", f"the chat template cannot be used: {error}", (number, row))
+            continue
+        if reading.end_of_turn not in ids[prompt_length:]:
             message = "the end-of-turn token is not in the loss, so the model would never learn to stop"
-            yield LintFinding("error", "end-of-turn", message, row.question_id)
-        if len(ids) > max_tokens:
-            message = f"{len(ids)} tokens, more than max_tokens = {max_tokens}; use fewer or shorter passages"
-            yield LintFinding("error", "length", message, row.question_id)
+            yield finding("error", "end-of-turn", message, (number, row))
+        elif whole[: len(ids)] != ids:
+            otherwise.append((number, row))
+        if len(ids) > reading.limit:
+            message = f"{len(ids)} tokens, more than the {reading.limit} that max_tokens and the base model allow"
+            yield finding("error", "length", f"{message}; use fewer or shorter passages", (number, row))
+    message = "the chat template would write answer and end of turn with other tokens than training does"
+    yield from counted("warning", "template", message, otherwise, rows)
 
 
-def _check_targets(rows: Sequence[TrainingRow]) -> Iterable[LintFinding]:
-    for row in rows:
+def _check_texts(rows: Numbered) -> Iterable[LintFinding]:
+    for number, row in rows:
         if not row.target.strip():
-            yield LintFinding("error", "empty-target", "the target is empty", row.question_id)
-        if row.kind == "raft" and row.passage_ids and not row.messages[-1].content.strip():
-            yield LintFinding("error", "empty-prompt", "the prompt lost its question", row.question_id)
+            yield finding("error", "empty-target", "the target is empty", (number, row))
+        if not row.messages or row.messages[-1].role != "user" or not row.messages[-1].content.strip():
+            yield finding("error", "empty-prompt", "the prompt does not end with a question", (number, row))
 
 
-def _check_duplicates(rows: Sequence[TrainingRow]) -> Iterable[LintFinding]:
-    seen: dict[tuple[str, str], str] = {}
-    for row in rows:
-        key = (row.messages[-1].content, row.target)
+def _check_duplicates(rows: Numbered) -> Iterable[LintFinding]:
+    seen: dict[tuple[object, str], str] = {}
+    for number, row in rows:
+        key = (row.messages, row.target)
         if key in seen:
             message = f"same prompt and target as {seen[key]}"
-            yield LintFinding("warning", "duplicate", message, row.question_id)
+            yield finding("warning", "duplicate", message, (number, row))
         seen.setdefault(key, row.question_id)
 
 
-def _check_leaks(rows: Sequence[TrainingRow], test_questions: Iterable[str]) -> Iterable[LintFinding]:
-    held_out = {" ".join(text.lower().split()) for text in test_questions}
-    for row in rows:
-        # The question ends the prompt, after its passages; it may itself have several paragraphs.
-        paragraphs = row.messages[-1].content.lower().split("\n\n")
-        if any(" ".join(" ".join(paragraphs[i:]).split()) in held_out for i in range(len(paragraphs))):
-            message = "this question is in the dev or test split as well"
-            yield LintFinding("error", "leak", message, row.question_id)
+def _check_leaks(rows: Numbered, known: Known) -> Iterable[LintFinding]:
+    held_out = {folded(question.text): question for question in known.held_out.values()}
+    overlapping = []
+    for number, row in rows:
+        leaked = _leaked(row, known.held_out, held_out)
+        documents = {known.passages[i].document_id for i in row.gold_ids if i in known.passages}
+        if leaked is not None:
+            message = f"this question is in the {leaked.split} split as well ({leaked.task}/{leaked.id})"
+            yield finding("error", "leak", message, (number, row))
+        elif documents & known.private.get(row.task, frozenset()):
+            overlapping.append((number, row))
+    message = "the evidence is from a document that dev or test questions draw on, too; split by document"
+    yield from counted("warning", "leak", message, overlapping, rows)
 
 
-def _check_gold_positions(rows: Sequence[TrainingRow], significance: float = 0.001) -> Iterable[LintFinding]:
-    """Gold must stand anywhere with equal chance: a chi-square test per number of passages (gold-first is the bug)."""
-    for size in sorted({len(r.passage_ids) for r in rows if len(r.gold) == 1 and len(r.passage_ids) > 1}):
-        places = [r for r in rows if len(r.gold) == 1 and len(r.passage_ids) == size]
-        if len(places) < 5 * size:
-            continue
-        counts = Counter(r.gold[0] for r in places)
-        observed = [counts.get(i, 0) for i in range(size)]
-        if stats.chisquare(observed).pvalue < significance:
-            message = f"gold is not spread evenly over {size} places: {observed}"
-            yield LintFinding("error", "gold-position", message, places[0].question_id)
+def _leaked(row: TrainingRow, by_id: Mapping[str, Question], by_text: Mapping[str, Question]) -> Question | None:
+    """The held-out question that a row asks.
+
+    The question ends the prompt, after its passages; it may itself have several paragraphs.
+    """
+    same = by_id.get(row.question_id)
+    if same is not None and same.task == row.task:
+        return same
+    paragraphs = row.messages[-1].content.split("\n\n") if row.messages else []
+    ends = (folded(" ".join(paragraphs[i:])) for i in range(len(paragraphs)))
+    return next((by_text[end] for end in ends if end in by_text), None)
