@@ -14,7 +14,23 @@ if TYPE_CHECKING:
     from ragtune.assistant import ARMS
     from ragtune.config import ProjectConfig, load_config
     from ragtune.errors import RagtuneError
-    from ragtune.pipeline import Watch, ask, check, compare, evaluate, import_data, index, report, search, tune
+    from ragtune.pipeline import (
+        Watch,
+        ask,
+        check,
+        compare,
+        evaluate,
+        examples,
+        export,
+        import_data,
+        index,
+        lint,
+        merge,
+        report,
+        search,
+        synth,
+        tune,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,11 +43,16 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "examples",
+    "export",
     "import_data",
     "index",
+    "lint",
     "load_config",
+    "merge",
     "report",
     "search",
+    "synth",
     "tune",
 ]
 _HOMES = {
@@ -39,9 +60,8 @@ _HOMES = {
     "ProjectConfig": "config",
     "load_config": "config",
     "RagtuneError": "errors",
-    **dict.fromkeys(
-        ("Watch", "ask", "check", "compare", "evaluate", "import_data", "index", "report", "search", "tune"), "pipeline"
-    ),
+    **dict.fromkeys(("Watch", "ask", "check", "compare", "evaluate", "examples", "export"), "pipeline"),
+    **dict.fromkeys(("import_data", "index", "lint", "merge", "report", "search", "synth", "tune"), "pipeline"),
 }
 
 # bitsandbytes warns at import about an optional kernel package that would fetch native code from a hub.

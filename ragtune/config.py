@@ -33,6 +33,13 @@ class IndexConfig(_Settings):
     include: tuple[str, ...] = Field((), description="globs of documents to take; none means all")
     exclude: tuple[str, ...] = Field((), description="globs of documents to leave out")
     language: str = Field("english", description="stemming of the keyword index (a Snowball language, or 'none')")
+    max_file_mb: int = Field(20, ge=1, description="largest file that is read, in millions of bytes")
+    file_seconds: int = Field(30, ge=1, description="processor time that one file may take to read")
+    file_memory_mb: int = Field(1024, ge=256, description="memory that reading a file may take, libraries included")
+
+
+READING_LIMITS = frozenset({"max_file_mb", "file_seconds", "file_memory_mb"})
+"""Settings of `[index]` that say what may be read, not what becomes of it: another value needs no other index."""
 
 
 class RetrievalConfig(_Settings):
@@ -130,21 +137,47 @@ class OtherGeneratorConfig(_Settings):
 class TuneConfig(_Settings):
     """`[tune]`: training rows and optimisation."""
 
-    method: str = Field("auto", description="auto, lora or qlora")
+    method: str = Field("auto", description="auto, or a name that `ragtune methods` lists")
     epochs: float = Field(1.0, gt=0, description="passes over the training rows")
-    learning_rate: float = Field(1e-3, gt=0, description="peak of a cosine schedule with warm-up")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak of a cosine schedule with warm-up; none means the method's own"
+    )
     batch_size: int = Field(8, ge=1, description="rows per optimiser step")
+    checkpointing: bool = Field(
+        False, description="compute activations again instead of keeping them: less memory, about a third slower"
+    )
     rank: int = Field(16, ge=1, description="rank of LoRA's update")
     alpha: int = Field(32, ge=1, description="LoRA scale: the update is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on LoRA's input")
+    target_modules: tuple[str, ...] = Field(
+        (), description="linear layers that LoRA updates, by name; none means all but the output head"
+    )
+    bottleneck: int = Field(64, ge=1, description="width of bottleneck adapters")
+    virtual_tokens: int = Field(20, ge=1, description="length of a soft prompt")
     max_tokens: int = Field(1024, ge=64, description="longest training row; lint refuses a longer one")
     max_rows_per_task: int | None = Field(None, ge=1, description="training questions taken from each task")
     share_without_gold: float = Field(0.2, ge=0, le=1, description="share of rows with passages whose gold is left out")
     without_gold: Literal["recall", "abstain"] = Field("abstain", description="what those rows teach")
+    share_closed_book: float = Field(0.0, ge=0, le=1, description="raft: share of questions asked without passages")
+    instructions: str = Field(
+        "", description="file of plain instruction data (Alpaca, ShareGPT or OpenAI chat), relative to this file"
+    )
+    share_instructions: float = Field(0.1, ge=0, lt=1, description="share of all rows that is drawn from that file")
     dequantise: Literal["auto", "once", "each-use"] = Field(
         "auto", description="qlora: keep NF4 weights unpacked or packed"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the layers first; auto: long runs on a CPU where there is a C++ compiler"
+    )
     save_steps: int = Field(50, ge=1, description="optimiser steps between checkpoints")
+    eval_steps: int | None = Field(
+        None, ge=1, description="optimiser steps between looks at dev questions; none means no early stopping"
+    )
+    patience: int = Field(3, ge=1, description="looks in a row without a better score, after which training stops")
+    dev_questions: int = Field(16, ge=1, description="dev questions of each task that a look asks")
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb", "trackio"], ...] = Field(
+        (), description="trackers that follow a run, each from a package of its name; the ledger is always kept"
+    )
     seed: int = Field(17, ge=0, description="of rows, order and adapter initialisation")
 
 
@@ -175,6 +208,21 @@ METRICS = {
 """The metrics that fit each answer format, the default first."""
 
 DEFAULT_METRICS = {format: metrics[0] for format, metrics in METRICS.items()}
+
+
+Quantisation = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q4_1"]
+
+
+class ExportConfig(_Settings):
+    """`[export]`: the probe that a merged or exported model must pass, beside the adapter that it was made of."""
+
+    probe_questions: int = Field(64, ge=1, description="dev questions, over all tasks of the adapter")
+    min_agreement: float = Field(0.85, ge=0, le=1, description="smallest share of equal answers, word for word")
+    max_logp_difference: float = Field(
+        0.05, ge=0, description="largest mean difference of a token's log-probability (nats), signs left out"
+    )
+    quantise: Quantisation = Field("q8_0", description="how a GGUF file stores matrices")
+    seed: int = Field(17, ge=0, description="of the draw of questions")
 
 
 class PricesConfig(_Settings):
@@ -227,6 +275,7 @@ class ProjectConfig(_Settings):
     generators: dict[GeneratorName, OtherGeneratorConfig] = Field(default_factory=dict)
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     prices: PricesConfig = PricesConfig()
     tasks: dict[str, TaskConfig] = Field(default_factory=dict)
     root: Path = Field(Path(), exclude=True)
@@ -243,7 +292,7 @@ class ProjectConfig(_Settings):
         """The folder of documents."""
         return self.root / self.documents
 
-    def place(self, kind: Literal["indexes", "adapters", "runs", "reports"]) -> Path:
+    def place(self, kind: Literal["indexes", "adapters", "runs", "reports", "models", "exports"]) -> Path:
         """Where this project's folders of one kind are written, below the working folder."""
         return Path(kind) / self.name
 
@@ -295,6 +344,7 @@ _SECTIONS: dict[str, type[_Settings]] = {
     "generators": OtherGeneratorConfig,
     "tune": TuneConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
     "prices": PricesConfig,
     "tasks": TaskConfig,
 }

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ragtune
 from ragtune import store
-from ragtune.config import ProjectConfig
+from ragtune.config import READING_LIMITS, ProjectConfig
 from ragtune.errors import ConfigError, InputError, StoreError
 from ragtune.session import TUNED, Session
 from ragtune.types import Answer, Hit, Weights
@@ -31,12 +31,18 @@ from ragtune.types import Answer, Hit, Weights
 if TYPE_CHECKING:
     from ragtune.corpus.check import CheckReport
     from ragtune.corpus.importers.convert import Imported, ImportOptions
-    from ragtune.corpus.load import Skipped
+    from ragtune.corpus.load import LoadResult, Skipped
     from ragtune.evaluator.regression import RunComparison
-    from ragtune.generator.lint import LintFinding
+    from ragtune.exporting import Exported
+    from ragtune.generator.examples import Built
+    from ragtune.generator.findings import LintFinding
+    from ragtune.generator.plan import Plan
     from ragtune.generator.train import Progress
+    from ragtune.planning import PlanQuestion
     from ragtune.results import Run
     from ragtune.rounds import Contest
+    from ragtune.synthesis.files import Output, Synthesised
+    from ragtune.synthesis.questions import SynthOptions
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,26 @@ _QUIET = Watch()
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """What `index` did. `reused`: the folder was already made from exactly these documents and settings."""
+    """What `index` did. `reused`: the folder was already made from exactly these documents and settings.
+
+    `formats` counts the documents by suffix; `warnings` name those that could be read in part only.
+    """
 
     folder: Path
     documents: int
     passages: int
+    formats: Mapping[str, int]
     skipped: tuple[Skipped, ...]
+    warnings: tuple[Skipped, ...]
     reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Linted:
+    """What `lint` found in so many rows, errors first."""
+
+    rows: int
+    findings: tuple[LintFinding, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +101,28 @@ def index(project: ProjectConfig, strict: bool = False, watch: Watch = _QUIET) -
     folder cannot be written; BusyError when another process is writing it.
     """
     from ragtune.corpus.load import load_documents
+    from ragtune.corpus.sandbox import Limits
     from ragtune.corpus.split import split_document
     from ragtune.retriever.retrieve import build_index
 
     session = Session(project, watch.say)
     config = project.index
     watch.say(f"reading {project.documents_path}")
-    loaded = load_documents(project.documents_path, strict=strict, include=config.include, exclude=config.exclude)
+    limits = Limits.from_config(config)
+    loaded = load_documents(
+        project.documents_path, strict=strict, include=config.include, exclude=config.exclude, limits=limits
+    )
+    watch.say(f"read {loaded.summary}")
     embedder = session.embedder
     target = project.place("indexes")
     inputs = {
         "documents": {d.id: d.sha256 for d in loaded.documents},
         "embedder": embedder.fingerprint,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=set(READING_LIMITS)),
     }
     if store.is_current(target, "index", inputs):
         passages = int(store.read_manifest(target, "index")["passages"])
-        return Indexed(target, len(loaded.documents), passages, loaded.skipped, reused=True)
+        return _indexed(target, loaded, passages, reused=True)
     limit = min(config.passage_tokens, embedder.max_tokens - embedder.count_tokens([""])[0])
     split = [
         passage
@@ -110,7 +134,12 @@ def index(project: ProjectConfig, strict: bool = False, watch: Watch = _QUIET) -
         watch.progress("embedding passages", done, total)
 
     build_index(target, loaded.documents, split, embedder, config, inputs, report)
-    return Indexed(target, len(loaded.documents), len(split), loaded.skipped, reused=False)
+    return _indexed(target, loaded, len(split), reused=False)
+
+
+def _indexed(folder: Path, loaded: LoadResult, passages: int, reused: bool) -> Indexed:
+    documents = len(loaded.documents)
+    return Indexed(folder, documents, passages, loaded.formats, loaded.skipped, loaded.warnings, reused)
 
 
 def search(project: ProjectConfig, query: str, k: int | None = None) -> tuple[Hit, ...]:
@@ -157,9 +186,11 @@ def check(project: ProjectConfig) -> CheckReport:
     """
     from ragtune.corpus.check import check_corpus
     from ragtune.corpus.load import load_documents
+    from ragtune.corpus.sandbox import Limits
 
     config = project.index
-    loaded = load_documents(project.documents_path, include=config.include, exclude=config.exclude)
+    limits = Limits.from_config(config)
+    loaded = load_documents(project.documents_path, include=config.include, exclude=config.exclude, limits=limits)
     texts = {d.id: d.text for d in loaded.documents}
     shared = frozenset(name for name, task in project.tasks.items() if task.shared_documents)
     return check_corpus(Session(project).tasks, texts, shared)
@@ -176,41 +207,127 @@ def import_data(source: Path, into: Path, options: ImportOptions | None = None, 
     return import_source(source, into, options or ImportOptions(), watch.say, watch.progress)
 
 
+def examples(
+    project: ProjectConfig,
+    arm: str = "raft",
+    only: Sequence[str] = (),
+    rows_file: Path | None = None,
+    watch: Watch = _QUIET,
+) -> Built:
+    """The training rows that `tune` trains on with the same arguments. Write them with `chat_formats.write_rows`.
+
+    Raises: InputError for a broken line in `rows_file`, or without training questions; StoreError without an index.
+    """
+    from ragtune import training_rows
+
+    return training_rows.rows_for(Session(project, watch.say), _tunable(arm), only, rows_file)
+
+
+def lint(
+    project: ProjectConfig,
+    arm: str = "raft",
+    only: Sequence[str] = (),
+    rows_file: Path | None = None,
+    watch: Watch = _QUIET,
+) -> Linted:
+    """Check training rows: those of `rows_file`, or the project's own, which are built twice to see that they repeat.
+
+    Raises: like `examples`; ModelError for a base model whose tokenizer has no chat template.
+    """
+    from ragtune import training_rows
+    from ragtune.generator.lint import compare_builds
+
+    session = Session(project, watch.say)
+    rows = training_rows.rows_for(session, _tunable(arm), only, rows_file).rows
+    findings = training_rows.lint_rows(session, rows)
+    if rows_file is None:
+        again = training_rows.build_rows(session, _tunable(arm), only).rows
+        findings = (*compare_builds(rows, again), *findings)
+    return Linted(len(rows), findings)
+
+
+def synth(
+    project: ProjectConfig,
+    options: SynthOptions | None = None,
+    output: Output | None = None,
+    watch: Watch = _QUIET,
+) -> Synthesised:
+    """Write questions with answers from the project's documents alone, into `tasks/NAME.jsonl`.
+
+    Replies are kept in `runs/NAME.synth.jsonl` and never asked for again.
+
+    Raises: InputError when a file would be lost or no question can be used; ConfigError for an unknown generator;
+    StoreError without an index; BusyError when another process is at it; UnfinishedError when an endpoint gives up.
+    """
+    from ragtune.measure import AnswerLog
+    from ragtune.synthesis.files import Output, find_target, save
+    from ragtune.synthesis.questions import SynthOptions, write_questions
+
+    options = options or SynthOptions()
+    target = find_target(project, options.name, output or Output())
+    session = Session(project, watch.say)
+    place = project.place("runs").with_name(f"{project.name}.synth.jsonl")
+    with store.locked(place):
+        written = write_questions(session, options, AnswerLog(store.JsonlLog(place)), watch.progress)
+        return save(session, options, target, written)
+
+
+def plan(
+    project: ProjectConfig, arm: str = "raft", question: PlanQuestion | None = None, watch: Watch = _QUIET
+) -> Plan:
+    """Predict the memory and the time that `tune` would take, and what fits; loads no weights.
+
+    Raises: ModelError for a model that cannot be planned for; ConfigError for an unknown arm, method or hardware.
+    """
+    from ragtune.planning import PlanQuestion, make_plan
+
+    return make_plan(Session(project, watch.say), _tunable(arm), question or PlanQuestion())
+
+
 def tune(
     project: ProjectConfig,
     arm: str = "raft",
     only: Sequence[str] = (),
     resume: bool = False,
     watch: Watch = _QUIET,
+    rows_file: Path | None = None,
+    force: bool = False,
 ) -> Tuned:
     """Train the adapter of an arm (`tune`: without passages, `raft`: with) into `adapters/NAME/ARM`.
 
-    `resume` continues an interrupted run from its newest whole checkpoint, if there is one.
+    The rows are those of `rows_file` where one is given, else those that `examples` gives. `resume` continues an
+    interrupted run from its newest whole checkpoint, if there is one. `force` starts a run that memory is predicted not
+    to suffice for.
 
-    Raises: TrainingError when lint finds errors, naming the rows; MismatchError when `resume` finds a run with other
-    inputs; StoreError when the disk is full or read-only.
+    Raises: TrainingError when lint finds errors, naming the rows, or when memory cannot suffice; MismatchError when
+    `resume` finds a run with other inputs; StoreError when the disk is full or read-only.
     """
-    from ragtune import tuning
+    from ragtune import planning, training_rows, tuning
+    from ragtune.generator.checkpoints import prepare_work_folder
     from ragtune.generator.methods import choose_method
-    from ragtune.generator.train import prepare_work_folder
+    from ragtune.generator.trackers import check_trackers
 
     weights = _tunable(arm)
+    check_trackers(project.tune.report_to)
     session = Session(project, watch.say)
     watch.say("building training rows")
-    rows = tuning.training_rows(session, weights, only)
+    rows = training_rows.rows_for(session, weights, only, rows_file).rows
     method, why = choose_method(project.tune.method)
     target = session.adapter(weights)
     inputs = {
         "rows": store.sha256_of_json([row.to_json() for row in rows]),
         "base": session.base[1],
         "index": session.index.fingerprint,
-        "config": project.tune.model_dump(mode="json"),
+        "config": project.tune.model_dump(mode="json", exclude={"report_to"}),
         "method": method.name,
     }
     if store.is_current(target, "adapter", inputs):
         manifest = store.read_manifest(target, "adapter")
         return Tuned(target, len(rows), (), tuple(manifest["losses"]), why, reused=True)
-    findings = tuning.lint_rows(session, rows)
+    findings = training_rows.lint_rows(session, rows)
+    training_rows.refuse_errors(findings, rows)
+    if not force:
+        planning.check_rows_fit(session, rows)
     work = target.with_name(f".{weights}.training")
     with store.locked(work):
         prepare_work_folder(work, inputs, resume)
@@ -224,6 +341,48 @@ def _tunable(arm: str) -> Weights:
         if arm == weights:
             return weights
     raise ConfigError(f"arm {arm!r} has no adapter of its own; expected one of: {', '.join(TUNED)}")
+
+
+def merge(
+    project: ProjectConfig, arm: str = "raft", into: Path | None = None, force: bool = False, watch: Watch = _QUIET
+) -> Exported:
+    """Merge the adapter of an arm into its base, into `models/NAME/ARM`; the folder is a model for `[generator]`.
+
+    Raises: ConfigError for a method that cannot be merged; ModelError when the merged model answers otherwise than the
+    adapter, beyond the bounds of `[export]`, unless `force` is given; StoreError without an adapter.
+    """
+    from ragtune import exporting
+
+    weights = _tunable(arm)
+    target = into or project.place("models") / weights
+    return exporting.merge_into(target, Session(project, watch.say), weights, force)
+
+
+def export(
+    project: ProjectConfig,
+    to: str,
+    arm: str = "raft",
+    into: Path | None = None,
+    force: bool = False,
+    watch: Watch = _QUIET,
+) -> Exported:
+    """Write what was tuned for others: `gguf` for llama.cpp and Ollama, `openai` for its rows as chat JSONL.
+
+    It goes into `exports/NAME/ARM-QUANTISATION` or `exports/NAME/ARM-openai`.
+
+    Raises: ConfigError for another format, or for a method or model that cannot be exported; else like `merge`.
+    """
+    from ragtune import exporting
+
+    weights = _tunable(arm)
+    session = Session(project, watch.say)
+    place = project.place("exports")
+    if to == "gguf":
+        target = into or place / f"{weights}-{project.export.quantise}"
+        return exporting.gguf_into(target, session, weights, force)
+    if to == "openai":
+        return exporting.openai_into(into or place / f"{weights}-openai", session, weights)
+    raise ConfigError(f"unknown format {to!r}; expected one of: gguf, openai")
 
 
 def evaluate(

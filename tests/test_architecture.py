@@ -1,8 +1,8 @@
 """Who may import whom: the direction of the design, held by reading every import statement, lazy ones included.
 
 types <- errors, config, store, records <- {corpus, retriever, prompting, generator, evaluator, execution} <-
-{assistant, router, rounds} <- {measure, session} <- {probes, results} <- {tuning, runs} <- pipeline <-
-{interop, serving} <- cli
+{assistant, router, rounds} <- {measure, session} <- {probes, results, parity, dev_score} <-
+{training_rows, planning, tuning, runs, exporting, synthesis} <- pipeline <- {interop, serving} <- cli
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LEVELS: tuple[set[str], ...] = (
     STAGES,
     {"assistant", "router", "rounds"},
     {"measure", "session"},
-    {"probes", "results"},
-    {"tuning", "runs"},
+    {"probes", "results", "parity", "dev_score"},
+    {"training_rows", "planning", "tuning", "runs", "exporting", "synthesis"},
     {"pipeline"},
     {"interop", "serving"},
     {"cli"},

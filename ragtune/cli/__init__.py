@@ -18,14 +18,21 @@ COMMANDS = (
     "import",
     "doctor",
     "models",
+    "synth",
     "check",
     "index",
     "search",
     "ask",
+    "examples",
+    "lint",
+    "methods",
+    "plan",
     "tune",
     "evaluate",
     "compare",
     "report",
+    "merge",
+    "export",
 )
 _MODULES = {"import": "import_data"}  # a module cannot be called like a word of the language
 

@@ -20,10 +20,12 @@ from ragtune.config import load_config
     help="raft trains with retrieved passages, tune without.",
 )
 @click.option("--task", "tasks", multiple=True, help="Only this task; may be given several times.")
-@click.option("--method", help="auto, lora or qlora.")
+@click.option("--method", help="auto, or a name that `ragtune methods` lists.")
 @click.option("--epochs", type=float, help="Passes over the training rows.")
 @click.option("--learning-rate", type=float, help="Peak learning rate.")
 @click.option("--max-rows-per-task", type=int, help="Training questions taken from each task.")
+@click.option("--rows", "rows_file", type=click.Path(path_type=Path), help="Train on exactly the rows of this file.")
+@click.option("--force", is_flag=True, help="Start even if memory is predicted not to suffice.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, if there is one.")
 @json_option
 def command(
@@ -34,6 +36,8 @@ def command(
     epochs: float | None,
     learning_rate: float | None,
     max_rows_per_task: int | None,
+    rows_file: Path | None,
+    force: bool,
     resume: bool,
     as_json: bool,
 ) -> None:
@@ -58,7 +62,7 @@ def command(
     }
     project = load_config(config_path, overrides)
     with watching() as watch:
-        result = pipeline.tune(project, arm, tasks, resume, watch)
+        result = pipeline.tune(project, arm, tasks, resume, watch, rows_file, force)
     for finding in result.findings[:5]:
         warn(f"{finding.check}: {finding.question_id}: {finding.message}")
     if len(result.findings) > 5:

@@ -304,7 +304,7 @@ REFUSALS: dict[str, tuple[Callable[[], None], tuple[str, ...], int, str]] = {
         interrupted_run,
         ("tune", "--arm", "tune", "--epochs", "2", "--resume"),
         1,
-        r"holds an interrupted run with other base, config, index, method, rows; tune without --resume",
+        r"holds an interrupted run with other inputs: base was not set, now .* tune without --resume",
     ),
     "index of another version": (
         replacing("indexes/fenmere/manifest.json", *FORMAT),
