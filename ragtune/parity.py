@@ -56,7 +56,8 @@ class Answers:
 class Change:
     """A question that a form answers otherwise.
 
-    `margin` (nats) is the most by which the form finds another token likelier than one of the reference's answer.
+    `margin` (nats) is the most by which the form, more than the reference, finds another token likelier than one of the
+    reference's answer.
     """
 
     question_id: str
@@ -177,7 +178,7 @@ def answer(
 def compare(probes: Sequence[Probe], reference: Answers, answers: Answers) -> Parity:
     """A form's answers beside the reference's."""
     changes = [
-        Change(probe.question.id, was.text, now.text, likely.margin - own.margin)
+        Change(probe.question.id, was.text, now.text, _margin(own, likely))
         for probe, was, now, own, likely in zip(
             probes, reference.replies, answers.replies, reference.likelihoods, answers.likelihoods, strict=True
         )
@@ -196,6 +197,11 @@ def compare(probes: Sequence[Probe], reference: Answers, answers: Answers) -> Pa
         score_difference=fmean(b - a for a, b in scored),
         changes=real,
     )
+
+
+def _margin(own: Likelihood, likely: Likelihood) -> float:
+    """At most how much likelier than in the reference another token is; an answer cut short ends in neither."""
+    return max(b - a for a, b in zip(own.margins, likely.margins, strict=True))
 
 
 def probe_rows(probes: Sequence[Probe], reference: Answers) -> list[dict[str, Any]]:

@@ -5,14 +5,13 @@ of its own, and reads the most memory that the process ever held (VmHWM in /proc
 second step. The prediction for the same case is made afterwards, from the model's config and rates that are measured
 there. Ten cases take about four minutes of 2 cores; `--quick` takes three of them.
 
-`--fit` runs other cases than those, from which the constants of ragtune/generator/plan.py come, and prints them anew.
+The constants of ragtune/generator/plan.py come from other cases than those.
 
 The last line, also written with `--json FILE`, is one JSON object:
 
 - `worst`, `mean`: the largest and the mean relative error of the predicted peak, signs left out; goal 0.15 at most.
 - `worst_seconds`: the largest relative error of the predicted time of a step.
 - `cases`: for each its settings, `peak_bytes`, `predicted_bytes`, `seconds`, `predicted_seconds`, `parts`.
-- with `--fit`: `heap`, `touches`, `optimiser_touches` instead.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -51,16 +49,6 @@ CASES = (
     case("qlora", "float32", 500, 4, checkpointing=True),
     case("full", "bfloat16", 300, 4),
     case("full", "bfloat16", 512, 4, checkpointing=True),
-)
-FITTED_ON = (
-    case("lora", "bfloat16", 128, 2),
-    case("lora", "bfloat16", 512, 2),
-    case("lora", "bfloat16", 384, 8),
-    case("lora", "float32", 256, 4),
-    case("lora", "bfloat16", 512, 4, checkpointing=True),
-    case("lora", "float32", 400, 4, checkpointing=True),
-    case("full", "bfloat16", 256, 4),
-    case("full", "float32", 256, 2),
 )
 
 
@@ -103,7 +91,7 @@ def train(chosen: Case) -> tuple[list[tuple[int, int]], list[float]]:
     from ragtune.generator import models
     from ragtune.generator.generate import load_tokenizer
     from ragtune.generator.methods import METHODS
-    from ragtune.generator.train import Progress, encode_row, train
+    from ragtune.generator.train import encode_row, train
 
     folder = models.resolve(MODEL)
     tokenizer = load_tokenizer(folder)
@@ -151,14 +139,13 @@ def config_of(chosen: Case) -> Any:
 
 def predict(chosen: Case, rows: Sequence[tuple[int, int]]) -> Case:
     """What `ragtune plan` says of one step on these rows."""
-    from ragtune.generator import plan, rates
-    from ragtune.generator.costs import numbers_by_layer, precision
+    from ragtune.generator import rates
+    from ragtune.generator.costs import precision
     from ragtune.generator.machine import best_dtype
     from ragtune.generator.methods import METHODS
     from ragtune.generator.plan import Job, memory, seconds
     from ragtune.generator.shapes import shape_of
 
-    again = chosen["checkpointing"]
     method, shape, dtype = METHODS[chosen["method"]], shape_of(MODEL), best_dtype()
     lengths, answer = tuple(tokens for tokens, _ in rows), max(tokens - prompt for tokens, prompt in rows)
     job = Job(shape, method, config_of(chosen), lengths, answer, precision(method, dtype.itemsize))
@@ -205,35 +192,15 @@ def summarise(results: Sequence[Case]) -> dict[str, Any]:
     return {"worst": max(errors), "mean": fmean(errors), "worst_seconds": max(times), "cases": results}
 
 
-def fit(results: Sequence[Case]) -> dict[str, Any]:
-    """The constants of ragtune/generator/plan.py that fit these cases best, by least squares."""
-    import numpy as np
-
-    holes = np.array([result["parts"]["overhead"] / result["constants"]["HEAP"] for result in results])
-    missing = np.array(
-        [result["peak_bytes"] - result["predicted_bytes"] + result["parts"]["overhead"] for result in results]
-    )
-    touched = np.array([result["touched"] for result in results]) / [
-        [result["rates"]["elements"]] for result in results
-    ]
-    left = np.array([result["seconds"] - result["products_seconds"] for result in results])
-    touches, step_touches = np.linalg.lstsq(touched, left, rcond=None)[0]
-    heap = holes @ missing / (holes @ holes)
-    return {"heap": float(heap), "touches": float(touches), "step_touches": float(step_touches), "cases": results}
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three cases only")
-    parser.add_argument("--fit", action="store_true", help="run the cases that the constants come from, and fit them")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         figures = train_and_predict(arguments.case)
-    elif arguments.fit:
-        figures = fit(run(FITTED_ON))
     else:
         figures = summarise(run(CASES[:3] if arguments.quick else CASES))
     if arguments.json:

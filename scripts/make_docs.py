@@ -52,7 +52,7 @@ Results go to standard output, progress and warnings to standard error. `--json`
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | it failed; `check`, `lint` or `doctor` found something wrong; `--fail-on-regression` found a loss; the reader left |
+| 1 | it failed; `check`, `lint` or `doctor` found a fault; `--fail-on-regression` found a loss; the reader left |
 | 2 | a flag, a setting, a document or a question file cannot be used |
 | 130 | interrupted |
 

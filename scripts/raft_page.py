@@ -79,7 +79,7 @@ def draw(figures: Mapping[str, Any], target: Path) -> None:
         left.legend(frameon=False)
         shares = [line["share"] for line in figures["by_share"]]
         _curve(right, shares, [line["score"] for line in figures["by_share"]], ("raft", COLOURS["raft"]))
-        right.set(xlabel="% of training rows with gold (3 retrieved passages)", xticks=shares)
+        right.set(xlabel="% of training rows with gold", xticks=shares)
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def answers(
     logprobs: list[tuple[float, ...]],
     margins: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
 ) -> Answers:
-    likely = tuple(Likelihood(row, margin) for row, margin in zip(logprobs, margins, strict=True))
+    likely = tuple(Likelihood(row, (margin,) * len(row)) for row, margin in zip(logprobs, margins, strict=True))
     return Answers(tuple(Reply(text, 7, 1, 0.0) for text in texts), likely, tuple(scores))
 
 
@@ -67,6 +67,14 @@ def test_a_form_beside_itself_differs_in_nothing() -> None:
     assert found.failures(ExportConfig(min_agreement=1.0, max_logp_difference=0.0)) == []
 
 
+def test_a_cut_answer_hides_no_change_before_its_end() -> None:
+    """The reference was cut after `one two`, so the end of turn is unlikely in both; the second token is not."""
+    asked = probes(1)
+    reference = Answers((Reply("one two", 7, 2, 0.0),), (Likelihood((-1.0, -1.0, -9.0), (0.0, 0.0, 8.0)),), (0.0,))
+    form = Answers((Reply("one three", 7, 2, 0.0),), (Likelihood((-1.0, -3.0, -9.0), (0.0, 2.0, 8.1)),), (0.0,))
+    assert compare(asked, reference, form).changes == (Change("q0", "one two", "one three", 2.0),)
+
+
 def test_questions_without_a_score_are_left_out_of_the_mean() -> None:
     form = answers(["me"] * 4, [0.5, None, 1, 0.5], LOGPROBS)
     assert compare(probes(4), REFERENCE, form).score_difference == pytest.approx((-0.5 + 0.5 - 0.5) / 3)
@@ -92,7 +100,7 @@ def test_a_change_is_shown_short() -> None:
 
 def test_a_comparison_comes_back_from_json() -> None:
     found = compare(probes(4), REFERENCE, answers(["x"] * 4, [0, 0, 0, 0], LOGPROBS, (1.0,) * 4))
-    assert len(found.changes) == 4
+    assert len(found.changes) == 3
     assert parity_from_json(asdict(found)) == found
 
 

@@ -51,9 +51,9 @@ def show(result: Exported, as_json: bool) -> None:
     out().print(f"{result.folder} {'is up to date' if result.reused else 'written'}", markup=False)
     if parity := result.parity:
         out().print(
-            f"{parity.questions} probe questions: {parity.identical:.1%} of the answers are the adapter's word for word, "
-            f"{parity.agreement:.1%} the same or a tie; log-probabilities differ by {parity.logp_difference:.3f} nats a token, "
-            f"the mean score by {parity.score_difference:+.3f}",
+            f"{parity.questions} probe questions: {parity.identical:.1%} of the answers are the adapter's word for "
+            f"word, {parity.agreement:.1%} the same or a tie; log-probabilities differ by "
+            f"{parity.logp_difference:.3f} nats a token, the mean score by {parity.score_difference:+.3f}",
             markup=False,
         )
     for failure in result.failures:

@@ -15,12 +15,12 @@ from ragtune.types import Message
 class Likelihood:
     """What a model thinks of an answer and of the end of turn behind it, in nats.
 
-    `logprobs` holds each token's log-probability given what stands before it. `margin` is the most by which another
-    token was likelier than the answer's: 0 for what the model itself would write.
+    `logprobs` holds each token's log-probability given what stands before it, `margins` by how much the likeliest
+    token was likelier: 0 for what the model itself would write.
     """
 
     logprobs: tuple[float, ...]
-    margin: float
+    margins: tuple[float, ...]
 
 
 @torch.inference_mode()
@@ -35,5 +35,5 @@ def likelihoods(
         logits = generator.model(input_ids=ids, use_cache=False, logits_to_keep=len(ending) + 1).logits[0, :-1]
         logp = torch.log_softmax(logits.float(), -1)
         own = logp.gather(-1, torch.tensor(ending, device=logp.device)[:, None])[:, 0]
-        found.append(Likelihood(tuple(own.tolist()), float((logp.amax(-1) - own).max())))
+        found.append(Likelihood(tuple(own.tolist()), tuple((logp.amax(-1) - own).tolist())))
     return found

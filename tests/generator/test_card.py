@@ -79,8 +79,8 @@ def test_a_merged_model() -> None:
     for said in (
         "library_name: transformers\nbase_model: smollm2-135m-instruct\n",
         "base_model_relation: finetune\nlicense: apache-2.0\n",
-        "64 questions beside the base with its adapter. 84.4% of the answers are the same word for word, 95.3% the same "
-        "or a tie.",
+        "64 questions beside the base with its adapter. 84.4% of the answers are the same word for word, "
+        "95.3% the same or a tie.",
         "differs by 0.026 nats on average, the mean score by -0.004 to 0.610. That is within the bounds",
         "| facts | `raft` | token_f1 | 0.700 (0.612 to 0.788) | 90 |",
         'with `model = "models/ferry/raft"`',
