@@ -1,8 +1,9 @@
-"""`ragtune methods`: the ways of tuning, side by side."""
+"""`ragtune methods`: the ways of tuning, one after the other."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from textwrap import fill
 
 import click
 
@@ -14,7 +15,7 @@ from ragtune.cli.output import json_option, out, print_json
 def command(as_json: bool) -> None:
     """List the methods of tuning: what each trains, what it is good for, and the paper it comes from.
 
-    "Bytes a weight" is what training keeps in memory for each weight of the base model, in bf16.
+    The bytes are what training keeps in memory for each weight of the base model, in bf16.
 
     Prompting is an arm, not a method, and instruction tuning is a kind of data that any method can train on.
 
@@ -28,11 +29,12 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json([asdict(method) for method in METHODS.values()])
         return
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False, expand=True)
-    for column in ("method", "trains", "parameters", "bytes a weight", "good for", "paper"):
-        table.add_column(column, no_wrap=column == "method")
+    console = out()
     for m in METHODS.values():
-        table.add_row(m.name, m.summary, m.trains, f"{m.weight_bytes:g}", m.good_for, m.paper)
-    out().print(table, soft_wrap=False)
+        console.print(f"[bold]{m.name}[/bold]  {m.paper}", highlight=False)
+        for line in (
+            f"{m.summary}; good for {m.good_for}",
+            f"trains {m.trains}; keeps {m.weight_bytes:g} bytes for each weight of the base",
+        ):
+            wrapped = fill(line, console.width, initial_indent="    ", subsequent_indent="      ")
+            console.print(wrapped, markup=False, highlight=False)
